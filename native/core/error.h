@@ -1,0 +1,62 @@
+// The thread's last failure, and the wall that no exception passes.
+#pragma once
+
+#include "pyllm.h"
+
+#include <exception>
+#include <new>
+#include <string>
+
+namespace pyllm {
+
+// What a failing function of the ABI throws inside the library; guard() turns it into status, message and hint.
+struct failure : std::exception {
+    pyllm_status status;
+    std::string  message;
+    std::string  hint;
+
+    failure(pyllm_status status, std::string message, std::string hint = "")
+        : status(status), message(std::move(message)), hint(std::move(hint)) {}
+    const char * what() const noexcept override { return message.c_str(); }
+};
+
+std::string format(const char * fmt, ...) __attribute__((format(printf, 1, 2)));
+
+pyllm_status fail(pyllm_status status, const std::string & message, const std::string & hint = "") noexcept;
+
+// Errors that upstream has logged since the last call, of any thread: the reason behind its null pointers and negative numbers.
+void        log_errors_clear();
+std::string log_errors();
+
+template <typename F> pyllm_status guard(F && body) noexcept {
+    try {
+        body();
+        return PYLLM_OK;
+    } catch (const failure & e) {
+        return fail(e.status, e.message, e.hint);
+    } catch (const std::bad_alloc &) {
+        return fail(PYLLM_OUT_OF_MEMORY, "out of memory", "use a smaller context, batch or model");
+    } catch (const std::exception & e) {
+        return fail(PYLLM_INTERNAL, std::string("unexpected exception: ") + e.what());
+    } catch (...) {
+        return fail(PYLLM_INTERNAL, "unexpected exception of an unknown type");
+    }
+}
+
+inline void require(bool ok, pyllm_status status, const std::string & message, const std::string & hint = "") {
+    if (!ok) {
+        throw failure(status, message, hint);
+    }
+}
+
+template <typename T> T * not_null(T * pointer, const char * what) {
+    if (pointer == nullptr) {
+        throw failure(PYLLM_INVALID_ARGUMENT, std::string(what) + " is NULL");
+    }
+    return pointer;
+}
+
+// Copies text into a caller's buffer as the ABI promises: always terminated, *length of the whole.
+void copy_text(const std::string & text, char * out, size_t capacity, size_t * length);
+
+} // namespace pyllm

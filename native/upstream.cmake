@@ -1,0 +1,200 @@
+# The pinned upstream: fetched, checked against the hash of native/upstream.lock, patched in a tree of the build, added as targets.
+
+set(PYLLM_UPSTREAM_DIR "" CACHE PATH "An unpacked llama.cpp of the pinned commit, used instead of a download")
+set(PYLLM_UPSTREAM_SDIST "" CACHE FILEPATH "The pinned sdist, used instead of a download")
+
+# What the build needs of the tree, relative to its root.
+set(PYLLM_UPSTREAM_PARTS
+  CMakeLists.txt LICENSE ggml src include common vendor cmake licenses
+  tools/server tools/mtmd tools/ui/CMakeLists.txt tools/ui/ui.cpp.in tools/ui/ui.h.in scripts/ui-assets.cmake)
+
+# The lock's requirement and sha256, both as written.
+function(pyllm_upstream_lock out_requirement out_hash)
+  file(STRINGS "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/upstream.lock" lines REGEX "^[^#]")
+  if(NOT "${lines}" MATCHES "^([A-Za-z0-9_.-]+==[^ ]+) +--hash=sha256:([0-9a-f]+)$")
+    message(FATAL_ERROR "native/upstream.lock: expected one line `name==version --hash=sha256:…`, got `${lines}`")
+  endif()
+  set(${out_requirement} "${CMAKE_MATCH_1}" PARENT_SCOPE)
+  set(${out_hash} "${CMAKE_MATCH_2}" PARENT_SCOPE)
+endfunction()
+
+# Unpacks the parts of the sdist into `dest`, atomically: `dest` exists only when it is whole.
+function(pyllm_upstream_unpack sdist hash dest)
+  file(SHA256 "${sdist}" got)
+  if(NOT got STREQUAL hash)
+    message(FATAL_ERROR "error: ${sdist} has sha256 ${got}, native/upstream.lock pins ${hash}\n\n"
+      "hint: give the sdist that the lock names, or move the pin with ci/bump-upstream")
+  endif()
+  string(RANDOM LENGTH 8 salt)
+  set(stage "${dest}.${salt}")
+  set(patterns)
+  foreach(part IN LISTS PYLLM_UPSTREAM_PARTS)
+    list(APPEND patterns "*/vendor/llama.cpp/${part}")
+  endforeach()
+  message(STATUS "pyllm: unpacking upstream into ${dest}")
+  file(ARCHIVE_EXTRACT INPUT "${sdist}" DESTINATION "${stage}" PATTERNS ${patterns})
+  file(GLOB root "${stage}/*/vendor/llama.cpp")
+  if(NOT EXISTS "${root}/ggml/CMakeLists.txt")
+    message(FATAL_ERROR "error: ${sdist} carries no vendor/llama.cpp\n\nhint: the pin has to be an sdist of llama-cpp-python")
+  endif()
+  get_filename_component(parent "${dest}" DIRECTORY)
+  file(MAKE_DIRECTORY "${parent}")
+  if(NOT EXISTS "${dest}")
+    file(RENAME "${root}" "${dest}")
+  endif()
+  file(REMOVE_RECURSE "${stage}")
+endfunction()
+
+# Sets `out` to a directory with the pinned tree as upstream published it.
+function(pyllm_upstream_fetch out)
+  pyllm_upstream_lock(requirement hash)
+  if(PYLLM_UPSTREAM_DIR)
+    if(NOT EXISTS "${PYLLM_UPSTREAM_DIR}/ggml/CMakeLists.txt")
+      message(FATAL_ERROR "error: PYLLM_UPSTREAM_DIR=${PYLLM_UPSTREAM_DIR} is not a llama.cpp tree: ggml/CMakeLists.txt is missing\n\n"
+        "hint: point it at vendor/llama.cpp of the unpacked ${requirement}")
+    endif()
+    set(${out} "${PYLLM_UPSTREAM_DIR}" PARENT_SCOPE)
+    return()
+  endif()
+
+  if(DEFINED ENV{XDG_CACHE_HOME} AND NOT "$ENV{XDG_CACHE_HOME}" STREQUAL "")
+    set(cache "$ENV{XDG_CACHE_HOME}/pyllm/upstream")
+  elseif(DEFINED ENV{HOME})
+    set(cache "$ENV{HOME}/.cache/pyllm/upstream")
+  else()
+    set(cache "${CMAKE_BINARY_DIR}/cache/upstream")
+  endif()
+  # The list of parts belongs to the key: a tree unpacked for a shorter list is not whole for a longer one.
+  string(SHA256 parts "${PYLLM_UPSTREAM_PARTS}")
+  string(SUBSTRING "${hash}" 0 16 key)
+  string(SUBSTRING "${parts}" 0 8 parts)
+  set(dest "${cache}/${key}-${parts}")
+  set(${out} "${dest}" PARENT_SCOPE)
+  if(EXISTS "${dest}/ggml/CMakeLists.txt")
+    message(STATUS "pyllm: upstream from the cache, ${dest}")
+    return()
+  endif()
+
+  if(PYLLM_UPSTREAM_SDIST)
+    set(sdist "${PYLLM_UPSTREAM_SDIST}")
+  elseif(DEFINED ENV{PYLLM_UPSTREAM_SDIST})
+    set(sdist "$ENV{PYLLM_UPSTREAM_SDIST}")
+  endif()
+  if(sdist)
+    if(NOT EXISTS "${sdist}")
+      message(FATAL_ERROR "error: PYLLM_UPSTREAM_SDIST=${sdist} does not exist\n\nhint: give the path of the sdist of ${requirement}")
+    endif()
+    pyllm_upstream_unpack("${sdist}" "${hash}" "${dest}")
+    return()
+  endif()
+
+  message(STATUS "pyllm: downloading ${requirement}")
+  set(download "${CMAKE_BINARY_DIR}/upstream-download")
+  file(MAKE_DIRECTORY "${download}")
+  execute_process(
+    COMMAND "${Python_EXECUTABLE}" -m pip --disable-pip-version-check download --quiet --no-deps --no-binary :all: --no-build-isolation
+      --require-hashes --requirement "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/upstream.lock" --dest "${download}"
+    RESULT_VARIABLE failed OUTPUT_VARIABLE log ERROR_VARIABLE log)
+  file(GLOB sdist "${download}/*.tar.gz")
+  if(failed OR NOT sdist)
+    message(FATAL_ERROR "${log}\nerror: ${requirement} could not be downloaded and is not in the cache ${cache}\n\n"
+      "hint: without a network, set PYLLM_UPSTREAM_SDIST to the sdist, or pass -DPYLLM_UPSTREAM_DIR= with its unpacked vendor/llama.cpp")
+  endif()
+  pyllm_upstream_unpack("${sdist}" "${hash}" "${dest}")
+  file(REMOVE_RECURSE "${download}")
+endfunction()
+
+# Sets `out` to a copy of `pristine` in the build folder with every patch of `patches` applied.
+# Files that no patch touches are copied once; the touched ones are remade at each configure and written only when they differ,
+# so a changed patch recompiles what it changes.
+function(pyllm_upstream_patch pristine patches out)
+  find_package(Git REQUIRED QUIET)
+  set(tree "${CMAKE_BINARY_DIR}/upstream")
+  set(stage "${CMAKE_BINARY_DIR}/upstream-stage")
+  set(${out} "${tree}" PARENT_SCOPE)
+
+  file(GLOB list CONFIGURE_DEPENDS "${patches}/*.patch")
+  list(SORT list)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${list})
+
+  # A cached tree is named by its hash: the same name is the same content, wherever the cache lies.
+  if(PYLLM_UPSTREAM_DIR)
+    set(identity "${pristine}")
+  else()
+    get_filename_component(identity "${pristine}" NAME)
+  endif()
+  if(NOT EXISTS "${tree}/.pristine" OR NOT EXISTS "${tree}/ggml/CMakeLists.txt")
+    set(origin "")
+  else()
+    file(READ "${tree}/.pristine" origin)
+  endif()
+  if(NOT origin STREQUAL identity)
+    file(REMOVE_RECURSE "${tree}")
+    foreach(part IN LISTS PYLLM_UPSTREAM_PARTS)
+      get_filename_component(parent "${tree}/${part}" DIRECTORY)
+      file(COPY "${pristine}/${part}" DESTINATION "${parent}")
+    endforeach()
+    file(WRITE "${tree}/.pristine" "${identity}")
+  endif()
+
+  set(touched)
+  foreach(patch IN LISTS list)
+    file(STRINGS "${patch}" heads REGEX "^[+][+][+] b/")
+    foreach(head IN LISTS heads)
+      string(REGEX REPLACE "^[+][+][+] b/([^\t]+).*" "\\1" file "${head}")
+      list(APPEND touched "${file}")
+    endforeach()
+  endforeach()
+  if(EXISTS "${tree}/.patched")
+    file(STRINGS "${tree}/.patched" before)
+  endif()
+  set(remake ${touched} ${before})
+  list(REMOVE_DUPLICATES remake)
+  list(REMOVE_DUPLICATES touched)
+
+  file(REMOVE_RECURSE "${stage}")
+  foreach(file IN LISTS remake)
+    get_filename_component(parent "${stage}/${file}" DIRECTORY)
+    file(COPY "${pristine}/${file}" DESTINATION "${parent}")
+  endforeach()
+  foreach(patch IN LISTS list)
+    # GIT_DIR points nowhere: inside a repository git would take the paths as relative to that repository and skip them.
+    execute_process(
+      COMMAND "${CMAKE_COMMAND}" -E env "GIT_DIR=${stage}/.none" "${GIT_EXECUTABLE}" apply --unidiff-zero --whitespace=nowarn "${patch}"
+      WORKING_DIRECTORY "${stage}" RESULT_VARIABLE failed ERROR_VARIABLE log)
+    if(failed)
+      get_filename_component(name "${patch}" NAME)
+      message(FATAL_ERROR "${log}\nerror: native/patches/${name} does not apply to the pinned upstream\n\n"
+        "hint: the pin and the patches move together, with ci/bump-upstream")
+    endif()
+  endforeach()
+  foreach(file IN LISTS remake)
+    execute_process(COMMAND "${CMAKE_COMMAND}" -E copy_if_different "${stage}/${file}" "${tree}/${file}" COMMAND_ERROR_IS_FATAL ANY)
+  endforeach()
+  file(REMOVE_RECURSE "${stage}")
+  list(JOIN touched "\n" touched)
+  file(WRITE "${tree}/.patched" "${touched}")
+endfunction()
+
+# Adds upstream's libraries and its server, without its tests, examples and other tools, and without its install rules.
+macro(pyllm_upstream_add tree)
+  set(LLAMA_BUILD_COMMON ON)
+  set(LLAMA_BUILD_MTMD ON)
+  set(LLAMA_BUILD_TOOLS OFF)
+  set(LLAMA_BUILD_TESTS OFF)
+  set(LLAMA_BUILD_EXAMPLES OFF)
+  set(LLAMA_BUILD_UI OFF)
+  # The prebuilt web page would be fetched from a hub at build time.
+  set(LLAMA_USE_PREBUILT_UI OFF)
+  set(LLAMA_BUILD_NUMBER 0)
+  set(LLAMA_BUILD_COMMIT "0c1e57098")
+  set(BUILD_NUMBER 0)
+  set(BUILD_COMMIT "0c1e57098")
+  set(LLAMA_TOOLS_INSTALL OFF)
+  add_subdirectory("${tree}" upstream-build EXCLUDE_FROM_ALL)
+  # These two stand below upstream's project, and read its root from this variable.
+  set(PROJECT_SOURCE_DIR "${tree}")
+  add_subdirectory("${tree}/tools/ui" upstream-ui EXCLUDE_FROM_ALL)
+  add_subdirectory("${tree}/tools/server" upstream-server EXCLUDE_FROM_ALL)
+  set(PROJECT_SOURCE_DIR "${CMAKE_CURRENT_SOURCE_DIR}")
+endmacro()

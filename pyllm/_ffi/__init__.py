@@ -1,0 +1,37 @@
+"""The native core from Python: one class per handle of ``native/include/pyllm.h``.
+
+Only :mod:`pyllm._ffi.door` imports the compiled module. Every failing call raises the exception of its status
+(:mod:`pyllm.errors`); every handle is a context manager, raises ``ClosedError`` when used after ``close()``, and may be closed twice.
+"""
+
+from pyllm._ffi.batch import Batch
+from pyllm._ffi.context import Context, ContextInfo
+from pyllm._ffi.device import Device, devices
+from pyllm._ffi.door import build_info, default_threads, kv_type, kv_type_name, set_log_level, upstream_commit
+from pyllm._ffi.drafter import Drafter, DrafterInfo, DrafterStats, DraftRequest
+from pyllm._ffi.model import Model, ModelInfo, VocabInfo
+from pyllm._ffi.sampler import Sampler
+from pyllm._ffi.trace import AttentionNode
+
+__all__ = [
+    "AttentionNode",
+    "Batch",
+    "Context",
+    "ContextInfo",
+    "Device",
+    "DraftRequest",
+    "Drafter",
+    "DrafterInfo",
+    "DrafterStats",
+    "Model",
+    "ModelInfo",
+    "Sampler",
+    "VocabInfo",
+    "build_info",
+    "default_threads",
+    "devices",
+    "kv_type",
+    "kv_type_name",
+    "set_log_level",
+    "upstream_commit",
+]

@@ -1,0 +1,190 @@
+"""Settings of an engine and of one request, checked before anything is loaded.
+
+Names and meanings are llama.cpp's (``llama-server --help``); ``SpecConfig`` also reads vLLM's ``speculative_config`` dict.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pyllm.errors import ConfigError
+
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+SpecType = Literal["draft-mtp", "draft-dflash", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod"]
+
+#: Short names people write, and upstream's names for them.
+SPEC_ALIASES = {"mtp": "draft-mtp", "dflash": "draft-dflash", "ngram": "ngram-map-k"}
+
+#: Types that need no draft model and no prediction heads.
+NGRAM_TYPES = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod")
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown names refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def parse(kind: type[Settings], values: dict[str, Any]) -> Any:
+    """Build ``kind`` from ``values``.
+
+    Raises:
+        ConfigError: for the first wrong value, with the value, what is allowed and, for an unknown name, the nearest known one.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as failure:
+        first = failure.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or kind.__name__
+        if first["type"] == "extra_forbidden":
+            known = sorted(kind.model_fields)
+            near = difflib.get_close_matches(where, known, 1)
+            hint = f"did you mean `{near[0]}`?" if near else f"known settings: {', '.join(known)}"
+            raise ConfigError(f"setting `{where}` is not known", hint) from None
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError):
+            raise cause from None
+        raise ConfigError(f"setting `{where}` is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}", f"see `{kind.__name__}`") from None
+
+
+class SpecConfig(Settings):
+    """How to draft. ``n_max`` None is the type's default: 3 for heads, the block for DFlash, 48 for n-grams."""
+
+    types: tuple[SpecType, ...] = Field(min_length=1)
+    n_max: Annotated[int, Field(ge=1, le=4096)] | None = None
+    n_min: Annotated[int, Field(ge=0, le=4096)] = 0
+    p_min: Annotated[float, Field(ge=0, le=1)] = 0.0
+    ngram_size_n: Annotated[int, Field(ge=1, le=1024)] | None = None
+    ngram_size_m: Annotated[int, Field(ge=1, le=1024)] | None = None
+    ngram_min_hits: Annotated[int, Field(ge=1, le=1024)] | None = None
+
+    @field_validator("types", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple):
+            return value
+        known = SpecType.__args__  # type: ignore[attr-defined]
+        types = tuple(SPEC_ALIASES.get(str(name).strip(), str(name).strip()) for name in names)
+        for name in types:
+            if name not in known:
+                near = difflib.get_close_matches(name, [*known, *SPEC_ALIASES], 1)
+                allowed = f"choose from {', '.join(known)}"
+                raise ConfigError(f"drafter type `{name}` is not known", f"did you mean `{near[0]}`? {allowed}" if near else allowed)
+        return types
+
+    @classmethod
+    def of(cls, value: SpecConfig | str | dict[str, Any] | None) -> SpecConfig | None:
+        """From a name (``"mtp"``, ``"draft-dflash,ngram-map-k"``), vLLM's dict or these fields; None stays None."""
+        if value is None or isinstance(value, SpecConfig):
+            return value
+        if isinstance(value, str):
+            return parse(cls, {"types": value})  # type: ignore[no-any-return]
+        fields = dict(value)
+        fields.pop("model", None)
+        if "method" in fields:
+            fields["types"] = fields.pop("method")
+        if "num_speculative_tokens" in fields:
+            fields["n_max"] = fields.pop("num_speculative_tokens")
+        return parse(cls, fields)  # type: ignore[no-any-return]
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a type can only work with a draft model of its own file."""
+        return "draft-dflash" in self.types
+
+
+class EngineConfig(Settings):
+    """An engine: files, slots and sizes.
+
+    ``ctx`` counts KV cells over all slots, as ``-c`` does: each slot holds ``ctx / slots`` tokens, or up to all of them with
+    ``unified``. 0 is the length that the model was trained with.
+    """
+
+    model: Path
+    draft: Path | None = None
+    spec: SpecConfig | None = None
+    slots: Annotated[int, Field(ge=1, le=256)] = 1
+    ctx: Annotated[int, Field(ge=0, le=2**30)] = 0
+    batch: Annotated[int, Field(ge=1, le=2**24)] = 2048
+    ubatch: Annotated[int, Field(ge=1, le=2**24)] = 512
+    kv_types: tuple[KvType, KvType] = ("f16", "f16")
+    draft_kv_types: tuple[KvType, KvType] = ("f16", "f16")
+    unified: bool = False
+    swa_full: bool = False
+    flash_attn: Literal["auto", "on", "off"] = "auto"
+    threads: Annotated[int, Field(ge=0, le=512)] = 0
+    gpu_layers: int = -1
+    split_mode: Literal["none", "layer", "row", "tensor"] = "layer"
+    devices: tuple[str, ...] = ()
+    mmap: bool = True
+    trace: bool = False
+
+    @field_validator("spec", mode="before")
+    @classmethod
+    def _spec(cls, value: Any) -> SpecConfig | None:
+        return SpecConfig.of(value)
+
+    @field_validator("kv_types", "draft_kv_types", mode="before")
+    @classmethod
+    def _pair(cls, value: object) -> object:
+        return (value, value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _together(self) -> EngineConfig:
+        if self.draft is not None and self.spec is None:
+            raise ConfigError(f"a draft model `{self.draft}` is given without a drafter type", "add spec, for example spec='mtp' or spec='dflash'")
+        if self.draft is None and self.spec is not None and self.spec.needs_model:
+            raise ConfigError("`draft-dflash` needs a draft model", "give draft, the GGUF of a DFlash drafter")
+        if self.draft is not None and self.spec is not None and all(name in NGRAM_TYPES for name in self.spec.types):
+            raise ConfigError(f"drafter type `{','.join(self.spec.types)}` uses no draft model, but `{self.draft}` is given", "leave draft out")
+        if self.batch < self.slots:
+            raise ConfigError(f"a batch of {self.batch} tokens cannot hold one token for each of {self.slots} slots", f"use batch {self.slots} or more, or fewer slots")
+        return self
+
+
+def check_batch(*, batch: int, slots: int, depth: int) -> None:
+    """A decode has to hold every slot's sampled token and its whole draft: a slot's draft block is never split.
+
+    Raises:
+        ConfigError: with the numbers and what to change.
+    """
+    need = slots * (1 + depth)
+    if need <= batch:
+        return
+    ways = [f"batch {need} or more"]
+    if batch // slots >= 2:
+        ways.append(f"draft depth {batch // slots - 1} or less")
+    if batch >= 1 + depth:
+        ways.append(f"{batch // (1 + depth)} slots or fewer")
+    raise ConfigError(f"a batch of {batch} tokens cannot hold {slots} slots × (1 + {depth} draft tokens) = {need}", "use " + ", or ".join(ways))
+
+
+class SamplingParams(Settings):
+    """One request. ``temperature`` 0 is greedy; ``seed`` None is random; ``speculate`` False decodes it without drafts."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=2**30)] = 128
+    temperature: Annotated[float, Field(ge=0, le=1e6)] = 0.8
+    top_k: Annotated[int, Field(ge=0, le=2**30)] = 40
+    top_p: Annotated[float, Field(ge=0, le=1)] = 0.95
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.05
+    repeat_penalty: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    frequency_penalty: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    speculate: bool = True
+    cache_prompt: bool = True
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop(cls, value: object) -> object:
+        words = (value,) if isinstance(value, str) else value
+        if isinstance(words, list | tuple) and any(word == "" for word in words):
+            raise ConfigError("a stop string is empty", "leave it out: an empty string stops at once")
+        return words
