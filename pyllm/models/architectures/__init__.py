@@ -1,0 +1,1 @@
+"""One module per architecture: which keys and tensors its files have."""

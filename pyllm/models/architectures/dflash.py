@@ -1,0 +1,75 @@
+"""``dflash``: a block drafter that reads layer inputs of its target (tensor layout: ``src/models/dflash.cpp``).
+
+The target's layer inputs of every committed token go through ``fc`` and become keys and values of the drafter's own
+cache. Drafting is one non-causal pass over ``[last token, mask, mask, …]``. Token embeddings are the target's, as in
+published drafters; the head is the target's too, unless the family needs one of its own.
+"""
+
+from __future__ import annotations
+
+from pyllm.models.architectures.block import attention, ffn
+from pyllm.models.blueprint import Blueprint, Heads, Part, Role, Tensor, Value
+
+N_HEAD, N_HEAD_KV, HEAD_DIM, N_FF = 4, 2, 128, 128
+BLOCK_SIZE = 8
+N_VOCAB = 512
+
+
+def blueprint(
+    target: Blueprint,
+    taps: list[int],
+    *,
+    layers: int,
+    block_size: int,
+    embed_scale: float | None,
+    own_head: bool,
+    mrope: bool,
+) -> Blueprint:
+    """Return a drafter for ``target`` that reads the inputs of the target's layers ``taps``."""
+    n_embd = target.n_embd
+    n_ff = N_FF * max(1, n_embd // 256)
+    metadata: dict[str, Value] = {
+        "vocab_size": N_VOCAB,
+        "context_length": 8192,
+        "embedding_length": n_embd,
+        "block_count": layers,
+        "feed_forward_length": n_ff,
+        "attention.head_count": N_HEAD,
+        "attention.head_count_kv": N_HEAD_KV,
+        "attention.key_length": HEAD_DIM,
+        "attention.value_length": HEAD_DIM,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "rope.dimension_count": HEAD_DIM,
+        "rope.freq_base": 10000.0,
+        "block_size": block_size,
+        "target_layers": taps,
+    }
+    if mrope:
+        metadata["rope.dimension_sections"] = [HEAD_DIM // 2, 0, 0, 0]
+    if embed_scale is not None:
+        metadata["embedding_scale"] = embed_scale
+    plan = Blueprint(
+        "dflash",
+        metadata,
+        n_embd=n_embd,
+        n_embd_target=n_embd,
+        block_size=block_size,
+        n_taps=len(taps),
+    )
+    part = Part.DFLASH
+    plan.tensors += [
+        Tensor("fc.weight", (n_embd, n_embd * len(taps)), Role.FEATURES, part=part),
+        Tensor("enc.output_norm.weight", (n_embd,), Role.NORM, part=part),
+        Tensor("output_norm.weight", (n_embd,), Role.HEAD_NORM, part=part),
+    ]
+    if own_head:
+        plan.tensors.append(Tensor("output.weight", (N_VOCAB, n_embd), Role.HEAD, part=part))
+    heads = Heads(N_HEAD, HEAD_DIM, HEAD_DIM, 10000.0, HEAD_DIM**-0.5, normed=True)
+    for i in range(layers):
+        plan.tensors += [
+            Tensor(f"blk.{i}.attn_norm.weight", (n_embd,), Role.NORM, layer=i, part=part),
+            *attention(i, n_embd, N_HEAD_KV, heads, part=part),
+            Tensor(f"blk.{i}.ffn_norm.weight", (n_embd,), Role.NORM, layer=i, part=part),
+            *ffn(i, n_embd, n_ff, part=part),
+        ]
+    return plan

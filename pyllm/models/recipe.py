@@ -1,0 +1,228 @@
+"""The tiny models that can be made, by name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from pyllm.errors import NotFoundError
+from pyllm.models.architectures import dflash, gemma4, llama, nemotron_h, qwen35, step35
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyllm.models.blueprint import Blueprint
+
+Family = Literal["random", "successor"]
+Kind = Literal["target", "drafter"]
+Spec = Literal["mtp", "dflash"]
+BOTH: tuple[Family, ...] = ("random", "successor")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model that can be made.
+
+    Attributes:
+        name: what :func:`pyllm.models.make` takes.
+        description: one sentence.
+        architecture: ``general.architecture`` of the file.
+        kind: whether it generates by itself or drafts for others.
+        plan: makes the blueprint from width and layers; for a block drafter, that of its target.
+        families: weight families it comes in.
+        spec: for a drafter, how it drafts.
+        targets: for a drafter, the recipes it fits.
+        drafters: for a target, how it can be drafted for and by which recipe; None where the drafter is in its own
+            file.
+        depth: the most tokens drafted at once by it or the drafter in it; None without a limit of its own.
+        taps: for a block drafter, the layers of its target whose inputs it reads.
+        scaled: for a block drafter, whether its target's graph multiplies embeddings with the root of the width.
+        mrope: for a block drafter, whether its target has M-RoPE.
+
+    """
+
+    name: str
+    description: str
+    architecture: str
+    kind: Kind
+    plan: Callable[[int, int | None], Blueprint] = field(repr=False, compare=False)
+    families: tuple[Family, ...] = BOTH
+    spec: Spec | None = None
+    targets: tuple[str, ...] = ()
+    drafters: tuple[tuple[Spec, str | None], ...] = ()
+    depth: int | None = None
+    taps: tuple[int, ...] = ()
+    scaled: bool = False
+    mrope: bool = False
+
+    def blueprint(self, family: Family, width: int = 1, layers: int | None = None) -> Blueprint:
+        """Return what the file consists of.
+
+        Raises:
+            ConfigError: a number of layers that the architecture's pattern does not allow.
+
+        """
+        if not self.taps:
+            return self.plan(width, layers)
+        target = self.plan(width, None)
+        exact = family == "successor"
+        # a successor drafter computes one more position per layer
+        count = layers or (dflash.BLOCK_SIZE if exact else 3)
+        return dflash.blueprint(
+            target,
+            list(self.taps),
+            layers=count,
+            block_size=count if exact else dflash.BLOCK_SIZE,
+            embed_scale=target.n_embd**0.5 if self.scaled else None,
+            own_head=exact,
+            mrope=self.mrope,
+        )
+
+
+def _block_drafter(target: Recipe, *taps: int, scaled: bool = False, mrope: bool = False) -> Recipe:
+    return Recipe(
+        f"{target.name}-dflash",
+        f"Block drafter for {target.name}: reads the inputs of layers {', '.join(map(str, taps))}.",
+        "dflash",
+        "drafter",
+        target.plan,
+        spec="dflash",
+        targets=(target.name,),
+        depth=dflash.BLOCK_SIZE - 1,
+        taps=taps,
+        scaled=scaled,
+        mrope=mrope,
+    )
+
+
+def _assistant(target: Recipe, size: gemma4.Size, description: str) -> Recipe:
+    return Recipe(
+        f"{target.name}-assistant",
+        description,
+        "gemma4-assistant",
+        "drafter",
+        partial(gemma4.assistant, size),
+        spec="mtp",
+        targets=(target.name,),
+    )
+
+
+_LLAMA = Recipe(
+    "llama",
+    "Dense model with full attention in every layer: head dim 64, heads 8/2.",
+    "llama",
+    "target",
+    llama.blueprint,
+    drafters=(("dflash", "llama-dflash"),),
+)
+_LLAMA_OTHER_VOCAB = Recipe(
+    "llama-other-vocab",
+    "The llama recipe with another vocabulary, of another size: fits no other recipe.",
+    "llama",
+    "target",
+    partial(llama.blueprint, foreign_vocabulary=True),
+    families=("random",),
+)
+_GEMMA4 = Recipe(
+    "gemma4",
+    "Gemma 4 E4B in small: head dims 256 (sliding window) and 512 (global), heads 8/2, the last two layers share KV.",
+    "gemma4",
+    "target",
+    partial(gemma4.target, gemma4.E4B),
+    drafters=(("mtp", "gemma4-assistant"), ("dflash", "gemma4-dflash")),
+)
+_GEMMA4_12B = Recipe(
+    "gemma4-12b",
+    "Gemma 4 12B in small: global layers with heads 16/1 whose keys serve as values, sliding-window layers with 16/8.",
+    "gemma4",
+    "target",
+    partial(gemma4.target, gemma4.DENSE_12B),
+    drafters=(("mtp", "gemma4-12b-assistant"),),
+)
+_GEMMA4_31B = Recipe(
+    "gemma4-31b",
+    "Gemma 4 31B in small: global layers with heads 16/2 whose keys serve as values, sliding-window layers with 16/8.",
+    "gemma4",
+    "target",
+    partial(gemma4.target, gemma4.DENSE_31B),
+    drafters=(("mtp", "gemma4-31b-assistant"), ("dflash", "gemma4-31b-dflash")),
+)
+_QWEN35 = Recipe(
+    "qwen35",
+    "Qwen3.5 hybrid: gated delta net, gated full attention (256, 12/2) in every fourth layer, one nextn block inside.",
+    "qwen35",
+    "target",
+    qwen35.blueprint,
+    drafters=(("mtp", None), ("dflash", "qwen35-dflash")),
+)
+_NEMOTRON_H = Recipe(
+    "nemotron-h",
+    "Nemotron-H hybrid: Mamba-2, attention without RoPE (head dim 128, heads 32/2) and dense feed-forward blocks.",
+    "nemotron_h",
+    "target",
+    partial(nemotron_h.blueprint, moe=False),
+    drafters=(("dflash", "nemotron-h-dflash"),),
+)
+_NEMOTRON_H_MOE = Recipe(
+    "nemotron-h-moe",
+    "Nemotron-H hybrid with mixture-of-experts blocks and one nextn block inside.",
+    "nemotron_h_moe",
+    "target",
+    partial(nemotron_h.blueprint, moe=True),
+    drafters=(("mtp", None), ("dflash", "nemotron-h-moe-dflash")),
+)
+_STEP35 = Recipe(
+    "step35",
+    "Step-3.5 in small, dense: sliding-window and full layers, three chained nextn blocks inside.",
+    "step35",
+    "target",
+    step35.blueprint,
+    drafters=(("mtp", None),),
+    depth=step35.N_NEXTN,
+)
+
+_RECIPES: tuple[Recipe, ...] = (
+    _LLAMA,
+    _block_drafter(_LLAMA, 1, 2, 3),
+    _LLAMA_OTHER_VOCAB,
+    _GEMMA4,
+    _assistant(
+        _GEMMA4, gemma4.E4B, "MTP assistant of gemma4: heads 4/2, queries only, attends to its target's KV cache."
+    ),
+    _block_drafter(_GEMMA4, 1, 3, 5, scaled=True),
+    _GEMMA4_12B,
+    _assistant(_GEMMA4_12B, gemma4.DENSE_12B, "MTP assistant of gemma4-12b: heads 8/1 on global layers."),
+    _GEMMA4_31B,
+    _assistant(_GEMMA4_31B, gemma4.DENSE_31B, "MTP assistant of gemma4-31b: heads 8/2 on global layers."),
+    _block_drafter(_GEMMA4_31B, 1, 3, 5, scaled=True),
+    _QWEN35,
+    _block_drafter(_QWEN35, 1, 2, 3, mrope=True),
+    _NEMOTRON_H,
+    _block_drafter(_NEMOTRON_H, 1, 3, 5),
+    _NEMOTRON_H_MOE,
+    _block_drafter(_NEMOTRON_H_MOE, 1, 3, 5),
+    _STEP35,
+)
+_BY_NAME = {recipe.name: recipe for recipe in _RECIPES}
+
+
+def recipes() -> tuple[Recipe, ...]:
+    """Return every recipe, each target followed by its drafters."""
+    return _RECIPES
+
+
+def find(name: str) -> Recipe:
+    """Return the recipe of that name.
+
+    Raises:
+        NotFoundError: there is none; the hint names the nearest and all others.
+
+    """
+    recipe = _BY_NAME.get(name)
+    if recipe is None:
+        near = difflib.get_close_matches(name, _BY_NAME, n=1, cutoff=0.5)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise NotFoundError(f"no model recipe is named {name!r}", f"{guess}recipes: {', '.join(_BY_NAME)}")
+    return recipe
