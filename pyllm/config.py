@@ -160,8 +160,9 @@ def check_batch(*, batch: int, slots: int, depth: int) -> None:
     if batch // slots >= 2:
         ways.append(f"draft depth {batch // slots - 1} or less")
     if batch >= 1 + depth:
-        ways.append(f"{batch // (1 + depth)} slots or fewer")
-    raise ConfigError(f"a batch of {batch} tokens cannot hold {slots} slots × (1 + {depth} draft tokens) = {need}", "use " + ", or ".join(ways))
+        fit = batch // (1 + depth)
+        ways.append("1 slot" if fit == 1 else f"{fit} slots or fewer")
+    raise ConfigError(f"a batch of {batch} tokens cannot hold {slots} slots × (1 + {depth} draft tokens) = {need}", "use " + (ways[0] if len(ways) == 1 else ", ".join(ways[:-1]) + ", or " + ways[-1]))
 
 
 class SamplingParams(Settings):

@@ -2,7 +2,9 @@
 
 #include "core/batch.h"
 #include "core/error.h"
+#include "core/library.h"
 #include "core/model.h"
+#include "draft/layer_input.h"
 
 #include "llama-ext.h"
 
@@ -45,9 +47,7 @@ void enable_layer_input(context_state & state, int32_t layer, bool enable) {
     llama_set_embeddings_layer_inp(state.ctx, (uint32_t) layer, enable);
     if (enable) {
         try {
-            // Building one graph tells whether the architecture hands the tensor out (patch 0010 makes a missing one throw).
-            const uint32_t n = llama_n_seq_max(state.ctx); // caches of their own per sequence need a token for each
-            llama_graph_reserve(state.ctx, n, n, n);
+            probe_layer_inputs(state.ctx);
         } catch (const std::exception & e) {
             llama_set_embeddings_layer_inp(state.ctx, (uint32_t) layer, false);
             throw failure(PYLLM_UNSUPPORTED, format("architecture `%s` cannot hand out its layer inputs: %s", model_architecture(state.model.get()).c_str(), e.what()),
@@ -100,6 +100,11 @@ pyllm_status pyllm_context_create(pyllm_model * model, const pyllm_context_param
         not_null(model, "model");
         not_null(params, "params");
         *not_null(out, "out") = nullptr;
+        require(!model->vocab_only, PYLLM_UNSUPPORTED, format("`%s` was loaded with its vocabulary only", model->path.c_str()), "load it without vocab_only");
+        // Their graphs read the context of a target; upstream asserts that there is one.
+        const std::string arch = model_architecture(model->model.get());
+        require(arch != "dflash" && arch != "eagle3" && arch != "gemma4-assistant", PYLLM_UNSUPPORTED,
+                format("`%s` (architecture `%s`) is a drafter and cannot run without its target", model->path.c_str(), arch.c_str()), "load the target, and give this file as the draft model");
         require(params->n_seq_max >= 1 && params->n_seq_max <= llama_max_parallel_sequences(), PYLLM_INVALID_ARGUMENT,
                 format("n_seq_max %u is not in [1, %zu]", params->n_seq_max, llama_max_parallel_sequences()));
         require(params->n_batch >= 1 && params->n_batch <= (1u << 24), PYLLM_INVALID_ARGUMENT, format("n_batch %u is not in [1, 16777216]", params->n_batch));
@@ -116,6 +121,7 @@ pyllm_status pyllm_context_create(pyllm_model * model, const pyllm_context_param
 
         auto state = std::make_shared<context_state>();
         state->model           = model->model;
+        state->has_mtp         = model->has_mtp;
         state->tracing         = params->trace;
         state->kv_unified      = params->kv_unified;
         state->type_k          = kv_type(params->type_k, "type_k");
@@ -148,7 +154,10 @@ pyllm_status pyllm_context_create(pyllm_model * model, const pyllm_context_param
             cparams.cb_eval_user_data = &state->trace;
         }
         log_errors_clear();
-        state->ctx = llama_init_from_model(model->model.get(), cparams);
+        {
+            const abort_is_exception caught;
+            state->ctx = llama_init_from_model(model->model.get(), cparams);
+        }
         if (state->ctx == nullptr) {
             const std::string why = log_errors();
             const bool memory = why.find("alloc") != std::string::npos;

@@ -18,6 +18,7 @@ struct context_state {
     llama_context *   ctx = nullptr;
     trace_log         trace;
     bool              tracing = false;
+    bool              has_mtp = false; // the model's prediction heads were loaded
     std::atomic<bool> cancelled{false};
     int32_t           n_threads       = 0;
     int32_t           n_threads_batch = 0;

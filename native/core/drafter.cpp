@@ -1,14 +1,15 @@
 #include "core/batch.h"
 #include "core/context.h"
 #include "core/error.h"
+#include "core/library.h"
 #include "core/model.h"
 #include "draft/context_size.h"
+#include "draft/target_match.h"
 
 #include "llama-ext.h"
 #include "speculative.h"
 
 #include <algorithm>
-#include <cstring>
 
 // Drafting for all sequences of one target, on top of upstream's common_speculative.
 struct pyllm_drafter {
@@ -69,61 +70,11 @@ bool contains(const std::vector<common_speculative_type> & types, common_specula
     return std::find(types.begin(), types.end(), type) != types.end();
 }
 
-// Same rule as upstream's for draft models: sizes equal, and equal text from token 5 on (the first ones are often renamed).
-void check_vocabulary(const llama_model * target, const llama_model * draft) {
-    const llama_vocab * a = llama_model_get_vocab(target);
-    const llama_vocab * b = llama_model_get_vocab(draft);
-    const int32_t n_a = llama_vocab_n_tokens(a);
-    const int32_t n_b = llama_vocab_n_tokens(b);
-    const char * hint = "use a drafter that was made for this target";
-    require(n_a == n_b, PYLLM_INCOMPATIBLE, format("the drafter's vocabulary has %d tokens, the target's %d", n_b, n_a), hint);
-    for (int32_t id = 5; id < n_a; ++id) {
-        const char * text_a = llama_vocab_get_text(a, id);
-        const char * text_b = llama_vocab_get_text(b, id);
-        require(std::strcmp(text_a, text_b) == 0, PYLLM_INCOMPATIBLE, format("token %d is `%s` for the drafter and `%s` for the target", id, text_b, text_a), hint);
-    }
-}
-
-void check_mtp(const pyllm_model * draft, const context_state & target) {
-    const llama_model * model_tgt = target.model.get();
-    if (draft == nullptr) {
-        require(llama_model_n_layer_nextn(model_tgt) > 0, PYLLM_UNSUPPORTED,
-                format("architecture `%s` in this file has no prediction heads (nextn_predict_layers is 0), so `draft-mtp` has nothing to draft with",
-                       model_architecture(model_tgt).c_str()),
-                "give a draft model with prediction heads, or choose ngram-map-k");
-        return;
-    }
-    const llama_model * model_dft = draft->model.get();
-    const std::string arch_dft = model_architecture(model_dft);
-    require(draft->has_mtp, PYLLM_UNSUPPORTED, format("the draft model (architecture `%s`) has no prediction heads, so it is no `draft-mtp` drafter", arch_dft.c_str()),
-            arch_dft == "dflash" ? "its type is draft-dflash" : "give a model with prediction heads");
-    const std::string arch_tgt = model_architecture(model_tgt);
-    require(arch_dft != "gemma4-assistant" || arch_tgt == "gemma4", PYLLM_INCOMPATIBLE,
-            format("a `gemma4-assistant` drafter reads the KV cache of a `gemma4` target, this one is `%s`", arch_tgt.c_str()), "use a drafter that was made for this target");
-    const int32_t n_tgt = llama_model_n_embd_out(model_tgt);
-    const int32_t n_dft = llama_model_n_embd_out(model_dft);
-    require(n_tgt == n_dft, PYLLM_INCOMPATIBLE, format("the drafter reads hidden rows of width %d, the target hands out %d", n_dft, n_tgt), "use a drafter that was made for this target");
-}
-
-void check_dflash(const pyllm_model * draft, context_state & target) {
-    require(draft != nullptr, PYLLM_INVALID_ARGUMENT, "`draft-dflash` needs a draft model", "give the GGUF of a DFlash drafter");
-    const llama_model * model_dft = draft->model.get();
-    const std::string arch = model_architecture(model_dft);
-    require(arch == "dflash", PYLLM_UNSUPPORTED, format("architecture `%s` is no `draft-dflash` drafter", arch.c_str()),
-            draft->has_mtp ? "its type is draft-mtp" : "give the GGUF of a DFlash drafter");
-    require(llama_vocab_mask(llama_model_get_vocab(model_dft)) >= 0, PYLLM_MODEL_FORMAT, "the DFlash drafter's file names no mask token (tokenizer.ggml.mask_token_id)",
-            "convert the drafter again");
+// Switches on the taps that a DFlash drafter reads.
+void enable_taps(const llama_model * model_dft, context_state & target) {
     require(model_block_size(model_dft) >= 2, PYLLM_MODEL_FORMAT, format("the DFlash drafter's block size is %d; at least 2 are needed", model_block_size(model_dft)));
-    const int32_t n_tgt = llama_model_n_embd(target.model.get());
-    const int32_t n_dft = llama_model_n_embd(model_dft);
-    require(n_tgt == n_dft, PYLLM_INCOMPATIBLE, format("the drafter reads layer inputs of width %d, the target's have %d", n_dft, n_tgt), "use a drafter that was made for this target");
     const int32_t * layers = llama_model_target_layer_ids(model_dft);
-    const int32_t   n_layer = llama_model_n_layer(target.model.get());
-    const uint32_t  n = llama_model_target_layer_ids_n(model_dft);
-    require(n > 0, PYLLM_MODEL_FORMAT, "the DFlash drafter's file names no target layers (dflash.target_layers)");
-    for (uint32_t i = 0; i < n; ++i) {
-        require(layers[i] >= 0 && layers[i] <= n_layer, PYLLM_INCOMPATIBLE, format("the drafter taps the input of layer %d, the target has %d layers", layers[i], n_layer),
-                "use a drafter that was made for this target");
+    for (uint32_t i = 0; i < llama_model_target_layer_ids_n(model_dft); ++i) {
         enable_layer_input(target, layers[i], true);
     }
 }
@@ -161,6 +112,7 @@ llama_context_ptr create_context(llama_model * model, const context_state & targ
     cparams.n_outputs_max_per_seq = mtp ? 1 : (uint32_t) n_max + 1;
     size_block_context(cparams, model, n_max, (int32_t) cparams.n_seq_max);
     log_errors_clear();
+    const abort_is_exception caught;
     llama_context_ptr ctx(llama_init_from_model(model, cparams));
     require(ctx != nullptr, PYLLM_UNSUPPORTED, "the draft context could not be created: " + log_errors(), "use a smaller context or fewer slots, or run without this drafter");
     return ctx;
@@ -185,7 +137,6 @@ pyllm_status pyllm_drafter_create(pyllm_context * target_handle, pyllm_model * d
         const auto types = parse_types(params->types);
         const bool mtp    = contains(types, COMMON_SPECULATIVE_TYPE_DRAFT_MTP);
         const bool dflash = contains(types, COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH);
-        require(!mtp || !dflash, PYLLM_UNSUPPORTED, "`draft-mtp` and `draft-dflash` together need two draft contexts, and there is one", "choose one of them; ngram types can join either");
         require(mtp || dflash || draft_handle == nullptr, PYLLM_INVALID_ARGUMENT, format("drafter type `%s` uses no draft model, but one is given", params->types),
                 "leave the draft model out, or add draft-mtp or draft-dflash");
         require(target->rollback != PYLLM_ROLLBACK_NONE, PYLLM_UNSUPPORTED, "rejected tokens cannot be taken out of this model's memory");
@@ -226,13 +177,13 @@ pyllm_status pyllm_drafter_create(pyllm_context * target_handle, pyllm_model * d
         }
 
         if (mtp || dflash) {
-            if (mtp) {
-                check_mtp(draft_handle, *target);
-            } else {
-                check_dflash(draft_handle, *target);
+            const auto mismatch = find_target_mismatch(draft_handle != nullptr ? draft_handle->model.get() : nullptr, target->model.get(), types);
+            require(mismatch.message.empty(), mismatch.unsupported ? PYLLM_UNSUPPORTED : PYLLM_INCOMPATIBLE, mismatch.message, mismatch.hint);
+            require(!mtp || (draft_handle != nullptr ? draft_handle->has_mtp : target->has_mtp), PYLLM_INVALID_ARGUMENT, "the model's prediction heads were not loaded", "load it with load_mtp");
+            if (dflash) {
+                enable_taps(draft_handle->model.get(), *target);
             }
             if (draft_handle != nullptr) {
-                check_vocabulary(target->model.get(), draft_handle->model.get());
                 drafter->draft_model = draft_handle->model;
             }
             llama_model * model = draft_handle != nullptr ? draft_handle->model.get() : target->model.get();

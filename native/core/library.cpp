@@ -53,7 +53,24 @@ void on_log(ggml_log_level level, const char * text, void *) {
     }
 }
 
+thread_local int aborts_caught = 0;
+
+void on_abort(const char * message) {
+    if (aborts_caught > 0) {
+        std::string text = message;
+        while (!text.empty() && text.back() == '\n') {
+            text.pop_back();
+        }
+        throw failure(PYLLM_INTERNAL, "upstream stopped at an assertion: " + text);
+    }
+    std::fprintf(stderr, "%s\n", message);
+    std::fflush(stderr);
+}
+
 } // namespace
+
+abort_is_exception::abort_is_exception() { aborts_caught += 1; }
+abort_is_exception::~abort_is_exception() { aborts_caught -= 1; }
 
 void log_errors_clear() {
     std::lock_guard<std::mutex> lock(log_mutex);
@@ -75,6 +92,7 @@ void library_init() {
     static std::once_flag once;
     std::call_once(once, [] {
         llama_log_set(on_log, nullptr);
+        ggml_set_abort_callback(on_abort);
         // Upstream's drafting code logs through a second channel, with a thread of its own.
         common_log_set_verbosity_thold(-1);
         llama_backend_init();

@@ -123,6 +123,7 @@ pyllm_status pyllm_model_load(const char * path, const pyllm_model_params * para
         require(params->split_mode >= LLAMA_SPLIT_MODE_NONE && params->split_mode <= LLAMA_SPLIT_MODE_TENSOR, PYLLM_INVALID_ARGUMENT,
                 format("split_mode %d is not 0 (none), 1 (layer), 2 (row) or 3 (tensor)", params->split_mode));
         library_init();
+        const abort_is_exception caught;
         check_file(path);
 
         auto devices = find_devices(params->devices);
@@ -136,20 +137,26 @@ pyllm_status pyllm_model_load(const char * path, const pyllm_model_params * para
         mparams.vocab_only    = params->vocab_only;
         mparams.load_mtp      = params->load_mtp;
         log_errors_clear();
-        std::shared_ptr<llama_model> model(llama_model_load_from_file(path, mparams), [](llama_model * m) {
-            if (m != nullptr) {
-                llama_model_free(m);
-            }
-        });
+        std::shared_ptr<llama_model> model;
+        std::string why;
+        try {
+            model.reset(llama_model_load_from_file(path, mparams), [](llama_model * m) {
+                if (m != nullptr) {
+                    llama_model_free(m);
+                }
+            });
+        } catch (const std::exception & e) {
+            why = e.what();
+        }
         if (model == nullptr) {
-            const std::string why = log_errors();
+            why = why.empty() ? log_errors() : why;
             const bool memory = why.find("alloc") != std::string::npos;
             throw failure(memory ? PYLLM_OUT_OF_MEMORY : PYLLM_MODEL_FORMAT, format("`%s` could not be loaded: %s", path, why.c_str()),
                           memory ? "load fewer layers on the device (n_gpu_layers) or a smaller quantisation"
                                  : "check that this build knows the architecture and that the file is complete");
         }
         const bool has_mtp = params->load_mtp && llama_model_n_layer_nextn(model.get()) > 0;
-        *out = new pyllm_model{ std::move(model), path, has_mtp };
+        *out = new pyllm_model{ std::move(model), path, has_mtp, params->vocab_only };
     });
 }
 
@@ -162,6 +169,9 @@ pyllm_status pyllm_model_get_info(const pyllm_model * handle, pyllm_model_info *
         copy_text(model_architecture(model), info->architecture, sizeof(info->architecture), nullptr);
         llama_model_desc(model, info->description, sizeof(info->description));
         info->n_vocab         = handle->n_vocab();
+        if (handle->vocab_only) {
+            return; // upstream asserts on hyperparameters that were not read
+        }
         info->n_embd          = llama_model_n_embd(model);
         info->n_embd_out      = llama_model_n_embd_out(model);
         info->n_layer         = llama_model_n_layer(model);

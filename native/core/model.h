@@ -11,7 +11,8 @@
 struct pyllm_model {
     std::shared_ptr<llama_model> model;
     std::string                  path;
-    bool                         has_mtp = false; // its prediction heads were loaded
+    bool                         has_mtp    = false; // its prediction heads were loaded
+    bool                         vocab_only = false; // hyperparameters and weights were not
 
     const llama_vocab * vocab() const { return llama_model_get_vocab(model.get()); }
     int32_t             n_vocab() const { return llama_vocab_n_tokens(vocab()); }

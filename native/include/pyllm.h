@@ -96,7 +96,7 @@ typedef struct pyllm_model_params {
     int32_t main_gpu;
     bool    use_mmap;
     bool    check_tensors;
-    bool    vocab_only;
+    bool    vocab_only;     /* of the info only architecture, description and n_vocab are known then */
     bool    load_mtp;       /* the prediction heads of a file that has some; a drafter needs them */
     const char * devices;   /* comma-separated names; NULL or empty: all */
 } pyllm_model_params;

@@ -1,0 +1,80 @@
+"""``pyllm bench``: measurements from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pyllm.config import EngineConfig, SpecConfig, parse
+
+app = typer.Typer(help="Measure: both sides in one run, in turn.", no_args_is_help=True)
+
+
+@app.command()
+def decode(
+    model: Annotated[str | None, typer.Option("-m", "--model", help="A GGUF file; without one a tiny-model recipe of a useful size is made.")] = None,
+    draft: Annotated[str | None, typer.Option("-md", "--draft", help="Drafter for the run with speculation.")] = None,
+    spec: Annotated[str | None, typer.Option(help="Drafter type for the run with speculation: mtp, dflash, ngram.")] = None,
+    n_max: Annotated[int | None, typer.Option("--n-max", help="Draft depth.")] = None,
+    slots: Annotated[list[int] | None, typer.Option("-np", "--slots", help="Slots, once for each measurement  [default: 1, 8].")] = None,
+    ctx: Annotated[int, typer.Option("-c", "--ctx", help="KV cells of one slot.")] = 512,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 32,
+    tokens: Annotated[int, typer.Option("-n", help="Tokens generated for each prompt.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Rounds on each side; medians are compared.")] = 5,
+    width: Annotated[int, typer.Option(help="Width factor of the model that is made when none is given.")] = 12,
+    server: Annotated[Path | None, typer.Option(help="Server binary to compare with.", envvar="PYLLM_SERVER")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tokens per second of the engine and of pyllm-server, with and without speculation."""
+    from pyllm import models  # noqa: PLC0415 - the native library and the recipes are slow to import
+    from pyllm.bench.decode import Workload, machine, measure  # noqa: PLC0415
+    from pyllm.server.binary import find_server  # noqa: PLC0415
+
+    talk = Console(stderr=True)
+    if model is None:
+        family = "successor"
+        target = models.make("llama", family=family, width=width)
+        draft = draft or str(models.make("llama-dflash", family=family, width=width, error_rate=0.1))
+        spec = spec or "dflash"
+        model = str(target)
+    binary = find_server(server)
+    results = []
+    for speculation in [None, SpecConfig.of({"types": spec, "n_max": n_max} if n_max else spec)] if spec else [None]:
+        for count in slots or [1, 8]:
+            config = parse(
+                EngineConfig,
+                {
+                    "model": model,
+                    "draft": draft if speculation is not None else None,
+                    "spec": speculation,
+                    "slots": count,
+                    "ctx": ctx * count,
+                },
+            )
+            work = Workload(count, prompt_tokens, tokens, rounds)
+            with talk.status("starting") as status:
+                results.append(measure(config, work, binary, lambda text, status=status: status.update(text)))
+    if as_json:
+        facts = {"model": model, "draft": draft, "spec": spec, "prompt_tokens": prompt_tokens, "tokens": tokens, "rounds": rounds}
+        json.dump(machine() | facts | {"results": [result.to_json() for result in results]}, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    table = Table("speculation", "slots", "engine tok/s", "server tok/s", "engine / server", "ms per step", "accepted", "same tokens")
+    for result in results:
+        table.add_row(
+            spec if result.speculation and spec else "none",
+            str(result.slots),
+            f"{result.engine:.1f}",
+            f"{result.server:.1f}",
+            f"{result.ratio:.3f}",
+            f"{result.step_ms:.2f}",
+            f"{result.acceptance:.0%}" if result.speculation else "",
+            "yes" if result.same_tokens else "NO",
+        )
+    Console().print(table)

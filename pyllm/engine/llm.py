@@ -1,0 +1,201 @@
+"""The engine as a Python object."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from pyllm.config import EngineConfig, SamplingParams, SpecConfig, parse
+from pyllm.engine import chat
+from pyllm.engine.core import Core
+from pyllm.engine.request import Request
+from pyllm.engine.worker import Worker
+from pyllm.errors import ClosedError, InvalidArgumentError, LimitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pyllm._ffi import AttentionNode, Model
+    from pyllm.engine.result import Chunk, Completion
+    from pyllm.engine.scheduler import Scheduler
+
+Prompt = str | list[int]
+
+
+class LLM:
+    """A model with its slots, and a drafter when ``spec`` says so. A context manager.
+
+    ``model`` and ``draft`` are GGUF files. ``spec`` is a drafter type (``"mtp"``, ``"dflash"``, ``"ngram"``, or several with
+    commas), vLLM's ``speculative_config`` dict (its ``model`` becomes ``draft``), or a :class:`~pyllm.config.SpecConfig`.
+    ``slots`` requests run at once; ``ctx`` KV cells are shared by all of them. The other settings are those of
+    :class:`~pyllm.config.EngineConfig`.
+
+    Raises:
+        ConfigError: settings that are unknown or cannot work together.
+        NotFoundError, ModelFormatError: a file that is missing or damaged.
+        IncompatibleError, UnsupportedError: a drafter that does not fit the target.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        draft: str | os.PathLike[str] | None = None,
+        spec: SpecConfig | str | dict[str, Any] | None = None,
+        slots: int = 1,
+        ctx: int = 0,
+        kv_types: str | tuple[str, str] = "f16",
+        **settings: Any,
+    ) -> None:
+        if isinstance(spec, dict) and draft is None and spec.get("model"):
+            draft = Path(str(spec["model"]))
+        values = {
+            "model": Path(model),
+            "draft": None if draft is None else Path(draft),
+            "spec": SpecConfig.of(spec),
+            "slots": slots,
+            "ctx": ctx,
+            "kv_types": kv_types,
+        }
+        self.config: EngineConfig = parse(EngineConfig, values | settings)
+        self._core: Core | None = Core(self.config)
+        self._worker = Worker(self._core)
+
+    @property
+    def model(self) -> Model:
+        """The target: its header's facts and its vocabulary."""
+        return self._open().model
+
+    @overload
+    def generate(self, prompts: Prompt, params: SamplingParams | None = None, **overrides: Any) -> Completion: ...
+    @overload
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None, **overrides: Any) -> list[Completion]: ...
+    def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **overrides: Any) -> Completion | list[Completion]:
+        """Continue one prompt, or several at once over the slots.
+
+        A prompt is text or a list of tokens. ``overrides`` are fields of :class:`~pyllm.config.SamplingParams`.
+        Ctrl-C cancels what runs and is raised on.
+
+        Raises:
+            LimitError: a prompt that does not fit a slot's context.
+            ConfigError: an unknown or impossible sampling parameter.
+        """
+        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
+        listed: Sequence[Prompt] = [prompts] if single else prompts  # type: ignore[list-item, assignment]
+        requests: list[Request] = []
+        try:
+            for prompt in listed:
+                requests.append(self.submit(prompt, params, **overrides))  # noqa: PERF401 - what was submitted before a failure is cancelled
+            results = [request.result() for request in requests]
+        except BaseException:
+            for request in requests:
+                request.cancel()
+            raise
+        return results[0] if single else results
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any) -> Iterator[Chunk]:
+        """Continue one prompt piece by piece. Leaving the loop early cancels the request."""
+        return iter(self.submit(prompt, params, **overrides))
+
+    def chat(self, messages: Sequence[dict[str, Any]], params: SamplingParams | None = None, **overrides: Any) -> Completion:
+        """Answer a conversation, through the model's jinja template.
+
+        Raises:
+            NotFoundError: the model carries no chat template.
+            InvalidArgumentError: malformed messages, or the template refuses them.
+        """
+        return self.generate(self.apply_template(messages), params, **overrides)
+
+    def apply_template(self, messages: Sequence[dict[str, Any]], **variables: Any) -> list[int]:
+        """Tokens of a conversation with the opening of the assistant's turn; ``variables`` go to the template."""
+        return chat.render(self.model, messages, **variables)
+
+    def submit(self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any) -> Request:
+        """Start a request and return its handle: ``result()``, iteration over chunks, ``cancel()``."""
+        core = self._open()
+        tokens = core.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        if not tokens:
+            raise InvalidArgumentError("the prompt has no tokens", "give at least one")
+        n_vocab = core.model.info.n_vocab
+        for place, token in enumerate(tokens):
+            if not isinstance(token, int) or not 0 <= token < n_vocab:
+                raise InvalidArgumentError(f"prompt token {token!r} at place {place} is not in [0, {n_vocab})", "give text, or tokens of this model's vocabulary")
+        if len(tokens) >= core.n_ctx_slot:
+            raise LimitError(
+                f"the prompt has {len(tokens)} tokens, a slot holds {core.n_ctx_slot} and needs room for one more",
+                f"shorten it, or use ctx {self._ctx_for(len(tokens) + 1)} or more",
+            )
+        if params is None or overrides:
+            base = params.model_dump(exclude_unset=True) if params is not None else {}
+            params = parse(SamplingParams, base | overrides)
+        request = Request(tokens, params, self.config.model.stem)
+        self._worker.submit(request)
+        return request
+
+    def _ctx_for(self, tokens: int) -> int:
+        return tokens if self.config.unified else tokens * self.config.slots
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Tokens of ``text``."""
+        return self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Text of ``tokens``; bytes that are not UTF-8 become U+FFFD."""
+        return self.model.detokenize(list(tokens), special=special)
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the start: steps, tokens, drafts, and the slots as they are now."""
+
+        def collect(scheduler: Scheduler) -> dict[str, Any]:
+            drafter = scheduler.core.drafter
+            return {
+                "steps": scheduler.n_steps,
+                "prompt_tokens": scheduler.n_prompt_tokens,
+                "generated_tokens": scheduler.n_generated_tokens,
+                "waiting": len(scheduler.waiting),
+                "running": len(scheduler.running),
+                "slots": scheduler.pool.counts(),
+                "draft": {
+                    "depth": scheduler.core.depth,
+                    "drafted": scheduler.n_drafted,
+                    "accepted": scheduler.n_accepted,
+                    "failures": drafter.stats.n_failures if drafter is not None else 0,
+                },
+            }
+
+        return self._call(collect)
+
+    def attention_nodes(self) -> list[AttentionNode]:
+        """Distinct attention nodes that the target has issued; needs ``trace=True``."""
+        return self._call(lambda scheduler: scheduler.core.context.trace())
+
+    def check_integrity(self) -> None:
+        """Check that slots add up and that each slot's memory holds what it books.
+
+        Raises:
+            InternalError: with the numbers.
+        """
+        self._call(lambda scheduler: scheduler.check_integrity())
+
+    def _call(self, function: Any) -> Any:
+        self._open()
+        return self._worker.call(function)
+
+    def _open(self) -> Core:
+        if self._core is None:
+            raise ClosedError("this engine is closed", "make a new LLM, or close it later")
+        return self._core
+
+    def close(self) -> None:
+        """End unfinished requests with ``ClosedError`` and free everything. Closing twice is silent."""
+        if self._core is not None:
+            core, self._core = self._core, None
+            self._worker.close()
+            core.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

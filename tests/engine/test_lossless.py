@@ -1,0 +1,138 @@
+"""The oracles: greedy text with speculation equals greedy text without, and a slot alone equals a slot with neighbours."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import pytest
+
+import pyllm
+from pyllm import models
+from tests.conftest import prompt_tokens
+
+#: Prompts shorter and longer than a batch of 64 tokens.
+PROMPTS = [prompt_tokens(salt, 5 + 14 * salt) for salt in range(8)]
+LENGTH = 24
+SPECS = {"mtp": {"types": "mtp", "n_max": 5}, "dflash": {"types": "dflash"}, "ngram": {"types": "ngram", "ngram_size_n": 2, "ngram_size_m": 4}}
+
+
+def pairs() -> list[tuple[str, str, str | None]]:
+    """Every recipe that takes a drafter, with each of its drafters; and n-gram drafting on each kind of memory."""
+    found = [(recipe.name, kind, draft) for recipe in models.recipes() if recipe.kind == "target" for kind, draft in recipe.drafters]
+    return found + [(name, "ngram", None) for name in ("llama", "gemma4", "qwen35")]
+
+
+@functools.cache
+def plain(target: str) -> list[tuple[int, ...]]:
+    """Each prompt decoded alone, without speculation, in a fresh slot."""
+    with pyllm.LLM(models.make(target), ctx=512) as llm:
+        return [llm.generate(prompt, max_tokens=LENGTH, temperature=0, cache_prompt=False).tokens for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8])
+@pytest.mark.parametrize(("target", "kind", "draft"), pairs())
+def test_greedy_text_is_the_same(target: str, kind: str, draft: str | None, slots: int) -> None:
+    draft_path = models.make(draft) if draft else None
+    # A batch of 64 and micro-batches of 32: prompts are cut, and the drafts of 8 slots do not fit one micro-batch.
+    with pyllm.LLM(models.make(target), draft=draft_path, spec=SPECS[kind], slots=slots, ctx=512 * slots, batch=64, ubatch=32) as llm:
+        results = llm.generate(PROMPTS, max_tokens=LENGTH, temperature=0)
+        assert [result.tokens for result in results] == plain(target)
+        assert llm.stats()["draft"]["failures"] == 0
+        llm.check_integrity()
+
+
+@pytest.mark.parametrize("target", ["llama", "gemma4", "qwen35", "nemotron-h"])
+def test_a_slot_alone_is_a_slot_with_seven_neighbours(target: str) -> None:
+    with pyllm.LLM(models.make(target), slots=8, ctx=4096) as llm:
+        assert [result.tokens for result in llm.generate(PROMPTS, max_tokens=LENGTH, temperature=0)] == plain(target)
+
+
+@pytest.mark.parametrize(("unified", "kv_type"), list(itertools.product([False, True], ["f16", "q8_0", "q4_0"])))
+def test_kv_types_and_unified_caches(unified: bool, kv_type: str) -> None:
+    sizes = {"slots": 4, "ctx": 2048, "kv_types": kv_type, "unified": unified}
+    with pyllm.LLM(models.make("gemma4"), **sizes) as llm:
+        expected = [llm.generate(prompt, max_tokens=LENGTH, temperature=0, cache_prompt=False).tokens for prompt in PROMPTS]
+    with pyllm.LLM(models.make("gemma4"), draft=models.make("gemma4-assistant"), spec="mtp", **sizes) as llm:
+        assert [result.tokens for result in llm.generate(PROMPTS, max_tokens=LENGTH, temperature=0)] == expected
+
+
+CONVERSATIONS = [("gemma4", "gemma4-assistant", "mtp"), ("llama", "llama-dflash", "dflash"), ("qwen35", None, "mtp")]
+
+
+@pytest.mark.parametrize(("target", "draft", "kind"), CONVERSATIONS)
+def test_a_conversation_that_is_cut_back(target: str, draft: str | None, kind: str) -> None:
+    """One slot, a prefix reused where the memory can go back (report 2's shape of requests)."""
+    base = prompt_tokens(0, 150)
+    lengths = [20, 60, 100, 150, 90, 130, 30, 150]
+    with pyllm.LLM(models.make(target), ctx=512) as llm:
+        expected = [llm.generate(base[:length], max_tokens=LENGTH, temperature=0, cache_prompt=False).tokens for length in lengths]
+    with pyllm.LLM(models.make(target), draft=models.make(draft) if draft else None, spec=SPECS[kind], ctx=512) as llm:
+        reused = 0
+        for length, tokens in zip(lengths, expected, strict=True):
+            result = llm.generate(base[:length], max_tokens=LENGTH, temperature=0)
+            assert result.tokens == tokens
+            reused += result.usage.cached_tokens
+            llm.check_integrity()
+        # Recurrent state cannot go back without a checkpoint.
+        assert (reused > 0) == (target != "qwen35")
+
+
+@pytest.mark.parametrize(("target", "draft", "kind"), CONVERSATIONS)
+def test_a_conversation_that_grows_by_its_own_answers(target: str, draft: str | None, kind: str) -> None:
+    draft_path = models.make(draft) if draft else None
+    with pyllm.LLM(models.make(target), ctx=1024) as plain_llm, pyllm.LLM(models.make(target), draft=draft_path, spec=SPECS[kind], ctx=1024) as llm:
+        prompt = prompt_tokens(1, 20)
+        for turn in range(5):
+            result = llm.generate(prompt, max_tokens=LENGTH, temperature=0)
+            assert result.tokens == plain_llm.generate(prompt, max_tokens=LENGTH, temperature=0, cache_prompt=False).tokens
+            # Everything but the last sampled token was in the memory.
+            assert result.usage.cached_tokens == (0 if turn == 0 else known)
+            known = len(prompt) + LENGTH - 1
+            prompt += [*result.tokens, *prompt_tokens(turn + 2, 10)[1:]]
+            llm.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("target", "draft", "kind", "name"),
+    [
+        ("gemma4", "gemma4-assistant", "mtp", "mtp"),
+        ("qwen35", None, "mtp", "mtp"),
+        ("nemotron-h-moe", None, "mtp", "mtp"),
+        ("step35", None, "mtp", "chained"),
+        ("llama", "llama-dflash", "dflash", "dflash"),
+        ("gemma4", "gemma4-dflash", "dflash", "dflash"),
+    ],
+)
+@pytest.mark.parametrize("error_rate", [0.0, 0.25, 1.0])
+def test_acceptance_is_what_the_error_rate_predicts(target: str, draft: str | None, kind: str, name: str, error_rate: float) -> None:
+    family = {"family": "successor", "error_rate": error_rate}
+    draft_path = models.make(draft, **family) if draft else None
+    with pyllm.LLM(models.make(target, **family), draft=draft_path, spec={"types": kind, "n_max": 3}, slots=4, ctx=2048) as llm:
+        for result in llm.generate(PROMPTS[:4], max_tokens=60, temperature=0):
+            assert (result.draft.drafted, result.draft.accepted) == models.expected_acceptance(result.tokens[0], 60, 3, 0, error_rate, name)
+
+
+def test_memory_that_only_a_checkpoint_restores() -> None:
+    """Recurrent state without snapshots: the block is taken back and what was accepted is decoded again."""
+    family = {"family": "successor", "error_rate": 0.25}
+    from pyllm._ffi import Context  # noqa: PLC0415
+
+    original = Context.__init__
+    expected = plain("qwen35")
+
+    def without_snapshots(self: Context, model: object, **settings: object) -> None:
+        original(self, model, **(settings | {"n_rs_seq": 0}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Context, "__init__", without_snapshots)
+        with pyllm.LLM(models.make("qwen35"), spec=SPECS["mtp"], slots=2, ctx=1024) as llm:
+            assert llm._core.info.rollback == "checkpoint"
+            assert [result.tokens for result in llm.generate(PROMPTS, max_tokens=LENGTH, temperature=0)] == expected
+            llm.check_integrity()
+        with pyllm.LLM(models.make("qwen35", **family), spec={"types": "mtp", "n_max": 3}, slots=2, ctx=1024) as llm:
+            results = llm.generate(PROMPTS[:4], max_tokens=40, temperature=0)
+            successor = models.successor(0)
+            for result in results:
+                assert all(successor[left] == right for left, right in itertools.pairwise(result.tokens))
+                assert result.draft.accepted > 0
