@@ -6,7 +6,7 @@ Names and meanings are llama.cpp's (``llama-server --help``); ``SpecConfig`` als
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - pydantic reads it at run time
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -143,7 +143,10 @@ class EngineConfig(Settings):
         if self.draft is not None and self.spec is not None and all(name in NGRAM_TYPES for name in self.spec.types):
             raise ConfigError(f"drafter type `{','.join(self.spec.types)}` uses no draft model, but `{self.draft}` is given", "leave draft out")
         if self.batch < self.slots:
-            raise ConfigError(f"a batch of {self.batch} tokens cannot hold one token for each of {self.slots} slots", f"use batch {self.slots} or more, or fewer slots")
+            raise ConfigError(
+                f"a batch of {self.batch} tokens cannot hold one token for each of {self.slots} slots",
+                f"use batch {self.slots} or more, or fewer slots",
+            )
         return self
 
 
@@ -162,7 +165,8 @@ def check_batch(*, batch: int, slots: int, depth: int) -> None:
     if batch >= 1 + depth:
         fit = batch // (1 + depth)
         ways.append("1 slot" if fit == 1 else f"{fit} slots or fewer")
-    raise ConfigError(f"a batch of {batch} tokens cannot hold {slots} slots × (1 + {depth} draft tokens) = {need}", "use " + (ways[0] if len(ways) == 1 else ", ".join(ways[:-1]) + ", or " + ways[-1]))
+    hint = ways[0] if len(ways) == 1 else ", ".join(ways[:-1]) + ", or " + ways[-1]
+    raise ConfigError(f"a batch of {batch} tokens cannot hold {slots} slots × (1 + {depth} draft tokens) = {need}", f"use {hint}")
 
 
 class SamplingParams(Settings):

@@ -46,19 +46,17 @@ def test_drafts_and_types_go_together() -> None:
 
 @given(batch=st.integers(1, 4096), slots=st.integers(1, 64), depth=st.integers(0, 64))
 def test_a_refused_batch_names_ways_that_work(batch: int, slots: int, depth: int) -> None:
-    try:
+    need = slots * (1 + depth)
+    if need <= batch:
         check_batch(batch=batch, slots=slots, depth=depth)
-    except ConfigError as refusal:
-        need = slots * (1 + depth)
-        assert need > batch
-        assert f"= {need}" in refusal.message
-        check_batch(batch=need, slots=slots, depth=depth)
-        if "draft depth" in refusal.hint:
-            check_batch(batch=batch, slots=slots, depth=batch // slots - 1)
-        if "slot" in refusal.hint:
-            check_batch(batch=batch, slots=batch // (1 + depth), depth=depth)
-    else:
-        assert slots * (1 + depth) <= batch
+        return
+    with pytest.raises(ConfigError, match=f"= {need}") as refusal:
+        check_batch(batch=batch, slots=slots, depth=depth)
+    check_batch(batch=need, slots=slots, depth=depth)
+    if "draft depth" in refusal.value.hint:
+        check_batch(batch=batch, slots=slots, depth=batch // slots - 1)
+    if "slot" in refusal.value.hint:
+        check_batch(batch=batch, slots=batch // (1 + depth), depth=depth)
 
 
 def test_settings_are_immutable() -> None:

@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "core/library.h"
 #include "core/model.h"
+#include "draft/context_size.h"
 #include "draft/layer_input.h"
 
 #include "llama-ext.h"
@@ -152,6 +153,9 @@ pyllm_status pyllm_context_create(pyllm_model * model, const pyllm_context_param
         if (params->trace) {
             cparams.cb_eval           = trace_log::on_eval;
             cparams.cb_eval_user_data = &state->trace;
+        }
+        if (params->n_rs_seq > 0) {
+            size_rollback_context(cparams);
         }
         log_errors_clear();
         {

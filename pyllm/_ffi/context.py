@@ -150,12 +150,14 @@ class Context(Handle):
         rows, count, width = ffi.new("const float **"), ffi.new("int32_t *"), ffi.new("int32_t *")
         check(lib.pyllm_context_get_layer_input(self._pointer, layer, rows, count, width))
         data = ffi.buffer(rows[0], 4 * count[0] * width[0])
-        return np.frombuffer(data, np.float32).reshape(count[0], width[0]).copy()
+        shaped: NDArray[np.float32] = np.frombuffer(data, np.float32).reshape(count[0], width[0]).copy()
+        return shaped
 
     def _row(self, call: Any, index: int) -> NDArray[np.float32]:
         row, width = ffi.new("const float **"), ffi.new("int32_t *")
         check(call(self._pointer, index, row, width))
-        return np.frombuffer(ffi.buffer(row[0], 4 * width[0]), np.float32).copy()
+        values: NDArray[np.float32] = np.frombuffer(ffi.buffer(row[0], 4 * width[0]), np.float32).copy()
+        return values
 
     def clear(self) -> None:
         """Forget all sequences."""

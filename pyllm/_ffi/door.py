@@ -10,7 +10,7 @@ from pyllm import errors
 from pyllm._version import __version__
 
 try:
-    from pyllm._ffi import _native  # noqa: TID251 - this is the door
+    from pyllm._ffi import _native  # type: ignore[attr-defined]  # noqa: TID251 - this is the door
 except ImportError as cause:
     message = (
         f"the native library of pyllm could not be loaded: {cause}\n\n"

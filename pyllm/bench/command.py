@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads it at run time
 from typing import Annotated
 
 import typer
@@ -17,7 +17,7 @@ app = typer.Typer(help="Measure: both sides in one run, in turn.", no_args_is_he
 
 
 @app.command()
-def decode(
+def decode(  # noqa: PLR0917 - typer passes options by name
     model: Annotated[str | None, typer.Option("-m", "--model", help="A GGUF file; without one a tiny-model recipe of a useful size is made.")] = None,
     draft: Annotated[str | None, typer.Option("-md", "--draft", help="Drafter for the run with speculation.")] = None,
     spec: Annotated[str | None, typer.Option(help="Drafter type for the run with speculation: mtp, dflash, ngram.")] = None,
@@ -59,7 +59,7 @@ def decode(
             )
             work = Workload(count, prompt_tokens, tokens, rounds)
             with talk.status("starting") as status:
-                results.append(measure(config, work, binary, lambda text, status=status: status.update(text)))
+                results.append(measure(config, work, binary, status.update))
     if as_json:
         facts = {"model": model, "draft": draft, "spec": spec, "prompt_tokens": prompt_tokens, "tokens": tokens, "rounds": rounds}
         json.dump(machine() | facts | {"results": [result.to_json() for result in results]}, sys.stdout, indent=2)

@@ -34,7 +34,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Generated tokens per second over all slots, prompt included in the time: median, lowest and highest round; and whether both sides wrote the same tokens."""
+    """Generated tokens per second over all slots, prompt included in the time: median, lowest and highest round.
+
+    ``same_tokens`` says whether both sides wrote the same in every round.
+    """
 
     speculation: bool
     slots: int
@@ -78,9 +81,7 @@ def _time_server(client: ServerClient, workload: Workload, salt: int, n_vocab: i
     texts = prompts(workload, n_vocab, salt)
     with concurrent.futures.ThreadPoolExecutor(workload.slots) as pool:
         begin = time.perf_counter()
-        answers = list(
-            pool.map(lambda text: client.completion(text, n=workload.max_tokens, cache=False), texts)
-        )
+        answers = list(pool.map(lambda text: client.completion(text, n=workload.max_tokens, cache=False), texts))
         seconds = time.perf_counter() - begin
     tokens = [list(answer.tokens) for answer in answers]
     return sum(len(row) for row in tokens) / seconds, tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
@@ -24,7 +24,7 @@ def _environment() -> jinja2.Environment:
     # The options and names that templates are written against: those of transformers.
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().astimezone().strftime(form)
+    environment.globals["strftime_now"] = lambda form: dt.datetime.now().astimezone().strftime(form)
     return environment
 
 

@@ -124,7 +124,7 @@ class Core:
 
         Recurrent state and slid-out windows cannot go back: then all or nothing.
         """
-        if shared == 0 or shared == held:
+        if shared in {0, held}:
             return shared
         if self.recurrent:
             return 0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import os  # noqa: TC003 - named in a signature that tools resolve
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pyllm.config import EngineConfig, SamplingParams, SpecConfig, parse
 from pyllm.engine import chat
@@ -14,13 +14,16 @@ from pyllm.engine.worker import Worker
 from pyllm.errors import ClosedError, InvalidArgumentError, LimitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from typing_extensions import Self
 
     from pyllm._ffi import AttentionNode, Model
     from pyllm.engine.result import Chunk, Completion
     from pyllm.engine.scheduler import Scheduler
 
 Prompt = str | list[int]
+T = TypeVar("T")
 
 
 class LLM:
@@ -120,7 +123,9 @@ class LLM:
         n_vocab = core.model.info.n_vocab
         for place, token in enumerate(tokens):
             if not isinstance(token, int) or not 0 <= token < n_vocab:
-                raise InvalidArgumentError(f"prompt token {token!r} at place {place} is not in [0, {n_vocab})", "give text, or tokens of this model's vocabulary")
+                raise InvalidArgumentError(
+                    f"prompt token {token!r} at place {place} is not in [0, {n_vocab})", "give text, or tokens of this model's vocabulary"
+                )
         if len(tokens) >= core.n_ctx_slot:
             raise LimitError(
                 f"the prompt has {len(tokens)} tokens, a slot holds {core.n_ctx_slot} and needs room for one more",
@@ -178,7 +183,7 @@ class LLM:
         """
         self._call(lambda scheduler: scheduler.check_integrity())
 
-    def _call(self, function: Any) -> Any:
+    def _call(self, function: Callable[[Scheduler], T]) -> T:
         self._open()
         return self._worker.call(function)
 
@@ -194,7 +199,7 @@ class LLM:
             self._worker.close()
             core.close()
 
-    def __enter__(self) -> LLM:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -91,7 +91,7 @@ class Worker:
         for function, future in calls:
             try:
                 future.set_result(function(self._scheduler))
-            except Exception as failure:  # noqa: BLE001 - it belongs to the caller, on its own thread
+            except Exception as failure:  # noqa: BLE001, PERF203 - it belongs to the caller, on its own thread
                 future.set_exception(failure)
         try:
             self._scheduler.step()

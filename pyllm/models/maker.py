@@ -52,11 +52,7 @@ def make(
     chosen = recipe.find(name)
     _check(chosen, family, seed=seed, error_rate=error_rate, width=width, layers=layers)
     known = cast("Family", family)
-    path = (
-        Path(out)
-        if out is not None
-        else _cached(chosen, known, seed=seed, error_rate=error_rate, width=width, layers=layers)
-    )
+    path = Path(out) if out is not None else _cached(chosen, known, seed=seed, error_rate=error_rate, width=width, layers=layers)
     if out is None and path.exists():
         return path
     blueprint = chosen.blueprint(known, width, layers)
@@ -69,15 +65,11 @@ def _check(chosen: Recipe, family: str, *, seed: int, error_rate: float, width: 
     if family not in recipe.BOTH:
         raise ConfigError(f"family is {family!r}, not one of {', '.join(recipe.BOTH)}", "leave it out for 'random'")
     if family not in chosen.families:
-        raise ConfigError(
-            f"{chosen.name} does not come in the {family} family", f"it comes in: {', '.join(chosen.families)}"
-        )
+        raise ConfigError(f"{chosen.name} does not come in the {family} family", f"it comes in: {', '.join(chosen.families)}")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed is {seed!r}, outside 0 … {2**32 - 1}", "any whole number in that range will do")
     if not isinstance(error_rate, (int, float)) or not math.isfinite(error_rate) or not 0.0 <= error_rate <= 1.0:
-        raise ConfigError(
-            f"error_rate is {error_rate!r}, outside 0 … 1", "it is the share of tokens after which the drafter is wrong"
-        )
+        raise ConfigError(f"error_rate is {error_rate!r}, outside 0 … 1", "it is the share of tokens after which the drafter is wrong")
     if error_rate and family != "successor":
         raise ConfigError(
             f"error_rate is {error_rate!r}, but the {family} family has none",

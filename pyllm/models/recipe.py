@@ -188,9 +188,7 @@ _RECIPES: tuple[Recipe, ...] = (
     _block_drafter(_LLAMA, 1, 2, 3),
     _LLAMA_OTHER_VOCAB,
     _GEMMA4,
-    _assistant(
-        _GEMMA4, gemma4.E4B, "MTP assistant of gemma4: heads 4/2, queries only, attends to its target's KV cache."
-    ),
+    _assistant(_GEMMA4, gemma4.E4B, "MTP assistant of gemma4: heads 4/2, queries only, attends to its target's KV cache."),
     _block_drafter(_GEMMA4, 1, 3, 5, scaled=True),
     _GEMMA4_12B,
     _assistant(_GEMMA4_12B, gemma4.DENSE_12B, "MTP assistant of gemma4-12b: heads 8/1 on global layers."),

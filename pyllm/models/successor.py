@@ -46,9 +46,7 @@ def drafted_cycle(seed: int, error_rate: float) -> Ids:
 
     """
     if not 0.0 <= error_rate <= 1.0:
-        raise ConfigError(
-            f"error_rate is {error_rate!r}, outside 0 … 1", "it is the share of tokens after which the drafter is wrong"
-        )
+        raise ConfigError(f"error_rate is {error_rate!r}, outside 0 … 1", "it is the share of tokens after which the drafter is wrong")
     right = cycle(seed)
     wrong = np.random.default_rng((seed, 2)).permutation(N_PIECES)[: round(error_rate * N_PIECES)]
     table: Ids = right.copy()

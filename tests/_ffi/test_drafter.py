@@ -34,7 +34,9 @@ def make(target: str, types: list[str], draft: str | None = None, **settings: ob
         ("llama", None, "ngram-map-k", False, False, 48),
     ],
 )
-def test_what_a_drafter_turned_out_to_be(target: str, draft: str | None, kind: str, shares: bool, chained: bool, n_max: int) -> None:
+def test_what_a_drafter_turned_out_to_be(  # noqa: PLR0917 - a row of the table
+    target: str, draft: str | None, kind: str, shares: bool, chained: bool, n_max: int
+) -> None:
     info = make(target, [kind], draft)[2].info
     assert (info.shares_memory, info.chained_heads, info.n_max, info.n_seq) == (shares, chained, n_max, 2)
     assert info.has_context == kind.startswith("draft")

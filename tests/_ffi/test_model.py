@@ -67,7 +67,7 @@ def test_a_file_that_is_no_model(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ModelFormatError, match="not a regular file"):
+    with pytest.raises(ModelFormatError, match=r"not a regular file"):
         Model(tmp_path)
 
 

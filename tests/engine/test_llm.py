@@ -144,7 +144,7 @@ def test_a_full_shared_cache_costs_one_request(llama_path: Path) -> None:
         for request in requests:
             try:
                 outcomes.append(request.result().tokens)
-            except pyllm.errors.ContextFullError as failure:
+            except pyllm.errors.ContextFullError as failure:  # noqa: PERF203 - each outcome counts
                 outcomes.append(str(failure))
         llm.check_integrity()
         refused = [outcome for outcome in outcomes if isinstance(outcome, str)]
@@ -253,7 +253,7 @@ def test_ctrl_c_in_the_middle_of_a_generation() -> None:
         ({"spec": "mpt"}, ConfigError, "drafter type `mpt` is not known"),
         ({"spec": "dflash"}, ConfigError, "needs a draft model"),
         ({"spec": "mtp"}, UnsupportedError, "no prediction heads"),
-        ({"slots": 4, "batch": 16, "ubatch": 16, "ctx": 1024, "spec": {"types": "ngram", "n_max": 8}}, ConfigError, "4 slots × \\(1 \\+ 8 draft tokens\\) = 36"),
+        ({"slots": 4, "batch": 16, "ctx": 1024, "spec": {"types": "ngram", "n_max": 8}}, ConfigError, "\\(1 \\+ 8 draft tokens\\) = 36"),
         ({"slots": 8, "batch": 4}, ConfigError, "a batch of 4 tokens cannot hold one token for each of 8 slots"),
         ({"spec": {"method": "ngram", "num_speculative_tokens": 0}}, ConfigError, "n_max"),
     ],
@@ -323,5 +323,3 @@ def test_the_way_out_of_a_refusal_works(llama_path: Path) -> None:
 def test_importing_pyllm_loads_nothing_native() -> None:
     code = "import sys, pyllm; sys.exit('pyllm._ffi' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False, env=dict(os.environ)).returncode == 0
-
-

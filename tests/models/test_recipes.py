@@ -162,9 +162,7 @@ def test_width_multiplies_the_stream(name, tmp_path):
         assert key(GGUFReader(wide), f"{arch}.{item}") == 2 * key(GGUFReader(narrow), f"{arch}.{item}")
 
 
-@pytest.mark.parametrize(
-    ("name", "layers"), [("llama", 1), ("gemma4", 9), ("gemma4-31b", 12), ("qwen35", 8), ("nemotron-h", 3)]
-)
+@pytest.mark.parametrize(("name", "layers"), [("llama", 1), ("gemma4", 9), ("gemma4-31b", 12), ("qwen35", 8), ("nemotron-h", 3)])
 def test_layers(name, layers, tmp_path):
     reader = GGUFReader(models.make(name, tmp_path / "m.gguf", layers=layers))
     arch = recipe_module.find(name).architecture

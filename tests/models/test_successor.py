@@ -103,10 +103,7 @@ def test_error_rate_outside_its_limits():
 
 
 def matrices(path):
-    return {
-        tensor.name: np.asarray(tensor.data, np.float64).reshape(tuple(int(n) for n in tensor.shape[::-1]))
-        for tensor in GGUFReader(path).tensors
-    }
+    return {tensor.name: np.asarray(tensor.data, np.float64).reshape(tuple(int(n) for n in tensor.shape[::-1])) for tensor in GGUFReader(path).tensors}
 
 
 def rms(rows):
@@ -137,9 +134,7 @@ def nextn(tmp_path_factory):
 def drafts(weights, token, before):
     """What the nextn block drafts, and its hidden rows, for tokens and those before them; without its attention."""
     hidden = rms(weights["token_embd.weight"][before])
-    fused = (
-        np.concatenate([rms(weights["token_embd.weight"][token]), rms(hidden)], 1) @ weights["nextn.eh_proj.weight"].T
-    )
+    fused = np.concatenate([rms(weights["token_embd.weight"][token]), rms(hidden)], 1) @ weights["nextn.eh_proj.weight"].T
     normed = rms(fused)
     units = silu(normed @ weights["ffn_gate.weight"].T) * (normed @ weights["ffn_up.weight"].T)
     result = rms(fused + units @ weights["ffn_down.weight"].T) * weights["nextn.shared_head_norm.weight"]
@@ -152,9 +147,7 @@ def test_nextn_block_drafts_its_table_when_hidden_row_and_token_belong_together(
     assert (token == table[follow[PRINTABLE]]).all()
     # the row handed on serves the next step as the target's would
     right = token == follow[follow[PRINTABLE]]
-    again, _ = drafts(
-        {**nextn, "token_embd.weight": nextn["token_embd.weight"]}, token[right], follow[PRINTABLE][right]
-    )
+    again, _ = drafts({**nextn, "token_embd.weight": nextn["token_embd.weight"]}, token[right], follow[PRINTABLE][right])
     assert (again == table[token[right]]).all()
     assert np.isfinite(hidden).all()
 

@@ -54,9 +54,7 @@ def attention(
     ]
     if value:
         tensors.append(Tensor(f"blk.{i}.attn_v.weight", (kv_rows, n_embd), Role.VALUE, 1.0, i, part))
-    tensors.append(
-        Tensor(f"blk.{i}.attn_output.weight", (n_embd, heads.count * heads.dim), Role.ATTN_OUT, gain, i, part)
-    )
+    tensors.append(Tensor(f"blk.{i}.attn_output.weight", (n_embd, heads.count * heads.dim), Role.ATTN_OUT, gain, i, part))
     if heads.normed:
         tensors += [
             Tensor(f"blk.{i}.attn_q_norm.weight", (heads.dim,), Role.HEAD_SCALE, 1.0, i, part, heads=heads),

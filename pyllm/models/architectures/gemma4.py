@@ -129,9 +129,7 @@ def target(size: Size, width: int = 1, layers: int | None = None) -> Blueprint:
     if n_per_layer:
         add(
             [
-                Tensor(
-                    "per_layer_token_embd.weight", (N_VOCAB, n_per_layer * n_layer), Role.IN, gain=math.sqrt(n_layer)
-                ),
+                Tensor("per_layer_token_embd.weight", (N_VOCAB, n_per_layer * n_layer), Role.IN, gain=math.sqrt(n_layer)),
                 Tensor("per_layer_model_proj.weight", (n_per_layer * n_layer, n_embd), Role.IN),
                 Tensor("per_layer_proj_norm.weight", (n_per_layer,), Role.NORM),
             ]
@@ -205,7 +203,5 @@ def _norms_and_ffn(i: int, n_embd: int, n_ff: int, part: Part) -> list[Tensor]:
         Tensor(f"blk.{i}.ffn_norm.weight", (n_embd,), Role.NORM, layer=i, part=part),
         *ffn(i, n_embd, n_ff, part=part),
         Tensor(f"blk.{i}.post_ffw_norm.weight", (n_embd,), Role.POST_NORM, 0.35, i, part),
-        Tensor(
-            f"blk.{i}.layer_output_scale.weight", (1,), Role.FIXED, layer=i, part=part, fixed=np.ones(1, np.float32)
-        ),
+        Tensor(f"blk.{i}.layer_output_scale.weight", (1,), Role.FIXED, layer=i, part=part, fixed=np.ones(1, np.float32)),
     ]

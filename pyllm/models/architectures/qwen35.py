@@ -101,9 +101,7 @@ def _delta_net(i: int, n_embd: int) -> list[Tensor]:
         # decay per token is exp(ssm_a * softplus(ssm_alpha·x + ssm_dt)): about 0.9 here, the state remembers tens of
         # tokens
         Tensor(f"blk.{i}.ssm_dt.bias", (N_V_HEAD,), Role.FIXED, layer=i, fixed=np.full(N_V_HEAD, -1.0, np.float32)),
-        Tensor(
-            f"blk.{i}.ssm_a", (N_V_HEAD,), Role.FIXED, layer=i, fixed=-np.linspace(0.1, 0.4, N_V_HEAD, dtype=np.float32)
-        ),
+        Tensor(f"blk.{i}.ssm_a", (N_V_HEAD,), Role.FIXED, layer=i, fixed=-np.linspace(0.1, 0.4, N_V_HEAD, dtype=np.float32)),
         Tensor(f"blk.{i}.ssm_beta.weight", (N_V_HEAD, n_embd), Role.IN, layer=i),
         Tensor(f"blk.{i}.ssm_alpha.weight", (N_V_HEAD, n_embd), Role.IN, layer=i),
         Tensor(f"blk.{i}.ssm_norm.weight", (D_STATE,), Role.NORM, layer=i),

@@ -29,9 +29,7 @@ def blueprint(width: int = 1, layers: int | None = None) -> Blueprint:
     """
     n_layer = 4 if layers is None else layers
     if n_layer < 2:
-        raise ConfigError(
-            f"step35 needs at least 2 layers, not {n_layer}", "one full and one sliding-window layer are the least"
-        )
+        raise ConfigError(f"step35 needs at least 2 layers, not {n_layer}", "one full and one sliding-window layer are the least")
     n_embd, n_ff = N_EMBD * width, N_FF * width
     swa = [i % 4 != 0 for i in range(n_layer)] + [True] * N_NEXTN
     plan = Blueprint(
@@ -80,7 +78,5 @@ def blueprint(width: int = 1, layers: int | None = None) -> Blueprint:
 
 def _heads(swa: bool) -> Heads:
     if swa:
-        return Heads(
-            N_HEAD, HEAD_DIM, HEAD_DIM, FREQ_BASE_SWA, HEAD_DIM**-0.5, normed=True, reach=SLIDING_WINDOW * 3 // 4
-        )
+        return Heads(N_HEAD, HEAD_DIM, HEAD_DIM, FREQ_BASE_SWA, HEAD_DIM**-0.5, normed=True, reach=SLIDING_WINDOW * 3 // 4)
     return Heads(N_HEAD, HEAD_DIM, HEAD_DIM // 2, FREQ_BASE, HEAD_DIM**-0.5, normed=True)

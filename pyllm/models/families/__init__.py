@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from pyllm.models.blueprint import Array, Blueprint, Tensor
 
 
-def fill(
-    blueprint: Blueprint, family: Literal["random", "successor"], seed: int, error_rate: float
-) -> Iterator[tuple[Tensor, Array]]:
+def fill(blueprint: Blueprint, family: Literal["random", "successor"], seed: int, error_rate: float) -> Iterator[tuple[Tensor, Array]]:
     """Values for each tensor of the blueprint, in its order."""
     return random.fill(blueprint, seed) if family == "random" else successor.fill(blueprint, seed, error_rate)

@@ -197,9 +197,7 @@ class _Weights:
     def _read_before(self, tensor: Tensor) -> Array:
         """Let the first head carry codes, one per dimension; the others carry nothing."""
         weight = np.zeros(tensor.shape, np.float32)
-        source, goal = (
-            (ANNOUNCED.start, ANNOUNCED.start + _PIECES) if tensor.layer == 0 else (HERE.start, HERE.start + self.right)
-        )
+        source, goal = (ANNOUNCED.start, ANNOUNCED.start + _PIECES) if tensor.layer == 0 else (HERE.start, HERE.start + self.right)
         if tensor.role is Role.VALUE:
             weight[_PIECES, source + _PIECES] = 1.0 / _ones(self.plan.n_embd, 2)
         else:

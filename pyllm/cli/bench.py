@@ -1,0 +1,5 @@
+"""``pyllm bench``: mounted from :mod:`pyllm.bench`."""
+
+from pyllm.bench.command import app
+
+__all__ = ["app"]

@@ -1,0 +1,97 @@
+"""Options that several commands share; names are llama.cpp's where it has one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pyllm.config import SpecConfig
+from pyllm.errors import ConfigError
+
+_SPECULATION = "Speculation"
+_SIZES = "Slots and sizes"
+
+Draft = Annotated[
+    Path | None,
+    typer.Option(
+        "-md",
+        "--draft",
+        "--model-draft",
+        help="GGUF file of the drafter.",
+        rich_help_panel=_SPECULATION,
+        metavar="FILE",
+    ),
+]
+Spec = Annotated[
+    str | None,
+    typer.Option(
+        "--spec",
+        "--spec-type",
+        help="Drafter type: mtp, dflash, ngram …; several with commas.",
+        rich_help_panel=_SPECULATION,
+        metavar="TYPE",
+    ),
+]
+Depth = Annotated[
+    int | None,
+    typer.Option(
+        "--n-max",
+        "--spec-draft-n-max",
+        help="Tokens to draft at most; the type's default without.",
+        rich_help_panel=_SPECULATION,
+        metavar="N",
+    ),
+]
+Slots = Annotated[
+    int,
+    typer.Option("-np", "--slots", "--parallel", help="Requests that run at once.", rich_help_panel=_SIZES, metavar="N"),
+]
+Context = Annotated[
+    int,
+    typer.Option(
+        "-c",
+        "--ctx",
+        "--ctx-size",
+        help="KV cells over all slots; 0 is the model's own length.",
+        rich_help_panel=_SIZES,
+        metavar="N",
+    ),
+]
+Batch = Annotated[
+    int,
+    typer.Option("-b", "--batch", "--batch-size", help="Tokens in one decode.", rich_help_panel=_SIZES, metavar="N"),
+]
+MicroBatch = Annotated[
+    int,
+    typer.Option(
+        "-ub",
+        "--ubatch",
+        "--ubatch-size",
+        help="Tokens in one pass over the weights.",
+        rich_help_panel=_SIZES,
+        metavar="N",
+    ),
+]
+KeyType = Annotated[
+    str,
+    typer.Option("-ctk", "--cache-type-k", help="Type of the KV cache's keys.", rich_help_panel=_SIZES, metavar="TYPE"),
+]
+ValueType = Annotated[
+    str,
+    typer.Option("-ctv", "--cache-type-v", help="Type of the KV cache's values.", rich_help_panel=_SIZES, metavar="TYPE"),
+]
+
+
+def speculation(types: str | None, depth: int | None) -> SpecConfig | None:
+    """The speculation that ``--spec`` and ``--n-max`` ask for.
+
+    Raises:
+        ConfigError: an unknown type, or a depth without one.
+    """
+    if types is None:
+        if depth is not None:
+            raise ConfigError(f"--n-max {depth} is given without a drafter type", "add --spec, for example --spec mtp")
+        return None
+    return SpecConfig.of({"types": types} if depth is None else {"types": types, "n_max": depth})

@@ -1,0 +1,163 @@
+"""What the program does: run, serve, repro."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+
+import httpx
+import pytest
+
+from pyllm import models
+from pyllm.server.port import free_port
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return models.make("gemma4", folder / "gemma4.gguf"), models.make("gemma4-assistant", folder / "assistant.gguf")
+
+
+def test_run_streams_the_same_text_with_and_without_drafts(pyllm, pair):
+    model, drafter = pair
+    plain = pyllm("run", model, "Hello", "-n", "12", "--temp", "0", "-c", "256")
+    assert (plain.code, plain.err) == (0, "")
+    assert len(plain.out) == 13
+    drafted = pyllm(
+        "run",
+        model,
+        "-",
+        "-md",
+        drafter,
+        "--spec",
+        "mtp",
+        "--n-max",
+        "2",
+        "-n",
+        "12",
+        "--temp",
+        "0",
+        "-c",
+        "256",
+        "--stats",
+        stdin="Hello",
+    )
+    assert drafted.out == plain.out
+    assert "12 generated in" in drafted.err
+    assert "drafted tokens accepted" in drafted.err
+
+
+def test_run_gives_json_and_chats(pyllm, pair):
+    done = json.loads(pyllm("run", pair[0], "Hello", "-n", "4", "--temp", "0", "-c", "256", "--chat", "--json").out)
+    assert done["object"] == "chat.completion"
+    assert done["usage"]["completion_tokens"] == len(done["tokens"]) == 4
+
+
+def test_ctrl_c_in_the_middle_of_a_generation(start, pair):
+    with start("run", pair[0], "Hello", "-n", "100000", "-c", "8192") as running:
+        assert running.stdout.read(4)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert err == "interrupted\n"
+
+
+def test_serve_says_what_runs_and_forwards_ctrl_c(start, pair):
+    port = free_port("127.0.0.1")
+    flags = (
+        "-m",
+        pair[0],
+        "-md",
+        pair[1],
+        "--spec",
+        "mtp",
+        "-np",
+        "2",
+        "-c",
+        "512",
+        "--port",
+        port,
+        "--",
+        "--threads",
+        "1",
+        "--no-warmup",
+    )
+    with start("serve", *flags) as serving:
+        assert serving.stdout.readline() == f"http://127.0.0.1:{port}\n"
+        assert httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
+        serving.send_signal(signal.SIGINT)
+        _, err = serving.communicate(timeout=30)
+    assert serving.returncode == 0
+    assert "drafter   draft-mtp" in err
+    assert "slots     2, 256 tokens of context each" in err
+    assert "a step takes up to 2 × (1 + 3) = 8 tokens" in err
+    assert "pyllm-server -m" in err
+    assert "--threads 1 --no-warmup --host" in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, 128 + signal.SIGKILL), (signal.SIGABRT, 128 + signal.SIGABRT)])
+def test_serve_tells_when_the_server_dies(start, tmp_path, pair, number, code, fake_binary):  # noqa: PLR0917 - fixtures
+    # The fake writes its process number where the test can find it, and then becomes the server.
+    named = tmp_path / "named"
+    named.write_text(f'#!/bin/sh\necho $$ > "{tmp_path}/pid"\nexec "{fake_binary}" "$@"\n')
+    named.chmod(0o755)
+    port = free_port("127.0.0.1")
+    with start("serve", "-m", pair[0], "--port", port, PYLLM_SERVER=str(named)) as serving:
+        assert serving.stdout.readline() == f"http://127.0.0.1:{port}\n"
+        subprocess.run(["kill", f"-{int(number)}", (tmp_path / "pid").read_text().strip()], check=True)
+        _, err = serving.communicate(timeout=30)
+    assert serving.returncode == code
+    assert f"ended while serving: signal {number.name}" in err
+    assert "hint: run it by hand" in err
+
+
+def test_serve_tells_when_the_server_does_not_start(pyllm, pair):
+    outcome = pyllm("serve", "-m", pair[0], "-c", "256", "--port", free_port("127.0.0.1"), "--", "--bogus")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "ended while starting: exit code 1" in outcome.err
+    assert "invalid argument: --bogus" in outcome.err
+
+
+def test_sigterm_ends_serve_and_its_server(start, pair, fake_binary):
+    port = free_port("127.0.0.1")
+    with start("serve", "-m", pair[0], "--port", port, "--", "--start", "hang", PYLLM_SERVER=str(fake_binary)) as serving:
+        # The fake never gets ready: the signal comes while starting.
+        assert any(line.startswith("command") for line in serving.stderr)
+        serving.send_signal(signal.SIGTERM)
+        _, err = serving.communicate(timeout=30)
+    assert (serving.returncode, "internal error" in err) == (128 + signal.SIGTERM, False), err
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+
+
+def test_repro_run_prints_a_line_for_each_level(pyllm, snapshot):
+    outcome = pyllm("repro", "run", "reports/004", "--level", "plan", "--level", "engine")
+    assert outcome.code == 0
+    snapshot("repro-run", outcome)
+
+
+@pytest.fixture
+def lying_binary(fake_binary):
+    """A server whose drafter changes the text."""
+    binary = fake_binary.with_name("lying-llama-server")
+    binary.write_text(f'#!/bin/sh\nexec "{fake_binary}" --answer wrong "$@"\n')
+    binary.chmod(0o755)
+    return binary
+
+
+def test_repro_run_fails_with_what_is_needed_to_look_further(pyllm, lying_binary, tmp_path):
+    outcome = pyllm("repro", "run", "reports/004", "--against", lying_binary, "--keep-logs", tmp_path / "logs")
+    assert outcome.code == 1
+    assert outcome.out.splitlines()[0].split("\t")[:3] == ["reports/004-vllm-37754-gqa16-mtp", "server", "fail"]
+    for word in ("expected", "got", "command", "target", "--spec-type draft-mtp"):
+        assert word in outcome.out
+    assert (tmp_path / "logs" / "reports-004-vllm-37754-gqa16-mtp-server.log").exists()
+
+
+def test_repro_run_gives_json(pyllm, lying_binary):
+    outcome = pyllm("repro", "run", "reports/004", "--level", "plan", "--level", "server", "--against", lying_binary, "--json")
+    report = json.loads(outcome.out)
+    assert outcome.code == 1
+    assert report["counts"] == {"pass": 0, "fail": 1, "skipped": 1}
+    assert report["verdicts"][1]["failure"]["command"]
