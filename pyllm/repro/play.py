@@ -144,12 +144,10 @@ class Play:
         except PyllmError as failure:
             if step.expect.error is None or self.subject.died():
                 raise
-            status = getattr(failure, "status", None)
-            self._refused(step.expect, Fault(type(failure).__name__, failure.message, (status or 0) >= 500, status))
-            self._prove(
-                number,
-                step.save.slot if step.save is not None else step.restore.slot if step.restore is not None else None,
-            )
+            status, defect = getattr(failure, "status", None), getattr(failure, "defect", False)
+            self._refused(step.expect, Fault(type(failure).__name__, failure.message, defect, status))
+            state = step.save or step.restore
+            self._prove(number, None if state is None else state.slot)
         else:
             if step.expect.error is not None:
                 raise CheckError(f"`{step.verb}` was carried out", expected=step.expect.error, got="no error")

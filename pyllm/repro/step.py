@@ -106,7 +106,7 @@ class Wait(Part):
 class Outcome(Part):
     """What has to come of a step. Without ``error`` every request must be answered in full.
 
-    ``error`` is a class of :mod:`pyllm.errors`; over HTTP it is any 4xx answer. ``says`` has to be in its text, at the
+    ``error`` is a class of :mod:`pyllm.errors`; over HTTP it is any answer by which a server declines. ``says`` has to be in its text, at the
     engine level, where the text is ours. ``at_most`` lets so many of the step's requests end with the error and asks a
     full answer of the others; without it all of them have to. A crash or an internal error never is the expected one.
     """

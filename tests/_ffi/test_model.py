@@ -47,7 +47,7 @@ def test_a_token_outside_the_vocabulary(llama: Model) -> None:
 
 def test_metadata(llama: Model) -> None:
     assert llama.meta("general.architecture") == "llama"
-    with pytest.raises(NotFoundError, match="no metadata key `general.nonsense`"):
+    with pytest.raises(NotFoundError, match=r"no metadata key `general\.nonsense`"):
         llama.meta("general.nonsense")
     assert "message" in llama.chat_template()
 

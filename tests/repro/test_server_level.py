@@ -82,6 +82,16 @@ def test_after_an_expected_error_the_slot_is_tried(judge, monkeypatch):
     assert verdict.status == "fail"
 
 
+def test_an_error_that_only_some_requests_may_have(judge, monkeypatch):
+    monkeypatch.setattr("pyllm.repro.runner.text_tokens", lambda _: (7, 8))
+    steps = "  - prompt: [{tokens: [1], n: 1}, {tokens: LONG, n: 1}]\n    expect: {error: LimitError, at_most: 1}\n"
+    assert judge(steps.replace("LONG", str([1] * 200))).status == "pass"
+    assert judge(steps.replace("LONG", "[2]")).status == "pass"
+    verdict = judge(steps.replace("LONG", str([1] * 200)).replace("tokens: [1],", f"tokens: {[3] * 200},"))
+    assert verdict.failure is not None
+    assert verdict.failure.what == "2 requests were not answered"
+
+
 def test_an_error_that_does_not_come(judge, monkeypatch):
     monkeypatch.setattr("pyllm.repro.runner.text_tokens", lambda _: (7, 8))
     verdict = judge("  - prompt: {tokens: [1], n: 1}\n    expect: {error: LimitError}\n")

@@ -52,6 +52,20 @@ def test_a_refusal_carries_status_and_text(client):
 
 
 @pytest.mark.parametrize(
+    ("status", "kind", "defect"),
+    [
+        (400, "exceed_context_size_error", False),
+        (501, "not_supported_error", False),
+        (503, "unavailable_error", False),
+        (500, "server_error", True),
+        (502, "", True),
+    ],
+)
+def test_declining_is_no_defect(status, kind, defect):
+    assert RefusedError(status, kind, "x").defect is defect
+
+
+@pytest.mark.parametrize(
     ("answer", "says"),
     [("die", "ended the connection"), ("hang", "no answer within 0.3 s"), ("500", "internal trouble")],
 )
@@ -59,7 +73,7 @@ def test_a_server_in_trouble(fake_binary, answer, says):
     flags = ["--spec-type", "x", "--answer", answer]
     with (
         ServerProcess(fake_binary, flags) as server,
-        ServerClient(server.url, timeout=0.3) as client,
+        ServerClient(server.url, timeout=0.3 if answer == "hang" else 10) as client,
         pytest.raises(ServerError, match=says),
     ):
         client.completion([1], n=1)
