@@ -27,7 +27,7 @@ def decode(  # noqa: PLR0917 - typer passes options by name
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 32,
     tokens: Annotated[int, typer.Option("-n", help="Tokens generated for each prompt.")] = 64,
     rounds: Annotated[int, typer.Option(help="Rounds on each side; medians are compared.")] = 5,
-    width: Annotated[int, typer.Option(help="Width factor of the model that is made when none is given.")] = 12,
+    width: Annotated[int, typer.Option(help="Width factor of the model that is made when none is given.")] = 16,
     server: Annotated[Path | None, typer.Option(help="Server binary to compare with.", envvar="PYLLM_SERVER")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
