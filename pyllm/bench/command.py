@@ -13,7 +13,12 @@ from rich.table import Table
 
 from pyllm.config import EngineConfig, SpecConfig, parse
 
-app = typer.Typer(help="Measure: both sides in one run, in turn.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure: both sides in one run, in turn."""
 
 
 @app.command()

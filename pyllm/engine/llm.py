@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pyllm.config import EngineConfig, SamplingParams, SpecConfig, parse
 from pyllm.engine import chat
-from pyllm.engine.core import Core
 from pyllm.engine.request import Request
 from pyllm.engine.worker import Worker
 from pyllm.errors import ClosedError, InvalidArgumentError, LimitError
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pyllm._ffi import AttentionNode, Model
+    from pyllm.engine.core import Core
     from pyllm.engine.result import Chunk, Completion
     from pyllm.engine.scheduler import Scheduler
 
@@ -62,8 +62,8 @@ class LLM:
             "kv_types": kv_types,
         }
         self.config: EngineConfig = parse(EngineConfig, values | settings)
-        self._core: Core | None = Core(self.config)
-        self._worker = Worker(self._core)
+        self._worker = Worker(self.config)
+        self._core: Core | None = self._worker.core
 
     @property
     def model(self) -> Model:
@@ -195,9 +195,8 @@ class LLM:
     def close(self) -> None:
         """End unfinished requests with ``ClosedError`` and free everything. Closing twice is silent."""
         if self._core is not None:
-            core, self._core = self._core, None
+            self._core = None
             self._worker.close()
-            core.close()
 
     def __enter__(self) -> Self:
         return self

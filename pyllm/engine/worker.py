@@ -7,30 +7,48 @@ from collections import deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pyllm.engine.core import Core
 from pyllm.engine.scheduler import Scheduler
 from pyllm.errors import ClosedError, InternalError, PyllmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyllm.engine.core import Core
+    from pyllm.config import EngineConfig
     from pyllm.engine.request import Request
 
 T = TypeVar("T")
 
 
 class Worker:
-    """Runs a scheduler on a thread of its own. ``submit`` and ``call`` may come from any thread."""
+    """Makes a core and runs its scheduler, on a thread of its own. ``submit`` and ``call`` may come from any thread.
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
-        self._scheduler = Scheduler(core)
+    All graphs are computed on that thread, the first probe too: OpenMP keeps a team for each thread that ever computed, and once
+    the teams together are larger than the machine, its barriers sleep instead of spinning (12 ms for a step of 8, on two cores).
+
+    Raises:
+        PyllmError: what making the core raises.
+    """
+
+    core: Core
+    """The native side; usable until ``close()``."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._opened: Future[Core] = Future()
+        self._scheduler: Scheduler
         self._wake = threading.Condition()
         self._inbox: deque[Request] = deque()
         self._calls: deque[tuple[Callable[[Scheduler], Any], Future[Any]]] = deque()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="pyllm-engine", daemon=True)
         self._thread.start()
+        try:
+            self.core = self._opened.result()
+        except BaseException:
+            # Ctrl-C while a model loads: the thread frees what it has made when the load returns.
+            self._closing = True
+            raise
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -68,8 +86,20 @@ class Worker:
             raise ClosedError("this engine is closed", "make a new LLM, or close it later")
 
     def _run(self) -> None:
+        try:
+            core = Core(self._config)
+        except BaseException as failure:  # noqa: BLE001 - it belongs to whoever waits for the core
+            self._opened.set_exception(failure)
+            return
+        self._scheduler = Scheduler(core)
+        self._opened.set_result(core)
         while self._turn():
             pass
+        self._end()
+        core.close()
+
+    def _end(self) -> None:
+        """Nothing that still waits is left without an answer."""
         closed = ClosedError("the engine was closed while the request ran", "wait for the result before close()")
         for request in [*self._scheduler.running, *self._scheduler.waiting, *self._inbox]:
             request.fail(closed)

@@ -23,7 +23,7 @@ def test_prompts_share_no_prefix() -> None:
 
 
 def test_both_sides_write_the_same() -> None:
-    arguments = ["-m", str(models.make("llama", family="successor")), "-md", str(models.make("llama-dflash", family="successor"))]
+    arguments = ["decode", "-m", str(models.make("llama", family="successor")), "-md", str(models.make("llama-dflash", family="successor"))]
     done = CliRunner().invoke(app, [*arguments, "--spec", "dflash", "-np", "2", "--rounds", "2", "-n", "12", "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
