@@ -87,8 +87,8 @@ def _time_server(client: ServerClient, workload: Workload, salt: int, n_vocab: i
     return sum(len(row) for row in tokens) / seconds, tokens
 
 
-def server_arguments(config: EngineConfig) -> list[str]:
-    """The flags of llama-server that mean the same as ``config``."""
+def server_arguments(config: EngineConfig, depth: int) -> list[str]:
+    """The flags of llama-server that mean the same as ``config``; ``depth`` is the engine's, since the defaults differ."""
     flags = [
         *("-m", str(config.model), "-np", str(config.slots), "-c", str(config.ctx), "-b", str(config.batch), "-ub", str(config.ubatch)),
         *("-ctk", config.kv_types[0], "-ctv", config.kv_types[1], "-ngl", "999" if config.gpu_layers < 0 else str(config.gpu_layers)),
@@ -98,8 +98,8 @@ def server_arguments(config: EngineConfig) -> list[str]:
         flags += ["-t", str(config.threads)]
     if config.spec is not None:
         flags += ["--spec-type", ",".join(config.spec.types)]
-        if config.spec.n_max is not None:
-            flags += ["--spec-draft-n-max", str(config.spec.n_max)]
+        if any(name.startswith("draft") for name in config.spec.types):
+            flags += ["--spec-draft-n-max", str(depth)]
         if config.draft is not None:
             flags += ["-md", str(config.draft)]
     return flags
@@ -120,7 +120,11 @@ def measure(config: EngineConfig, workload: Workload, binary: Path, progress: Ca
     engine: list[float] = []
     server: list[float] = []
     same = True
-    with LLM(**config.model_dump()) as llm, ServerProcess(binary, server_arguments(config)) as process, ServerClient(process.url) as client:
+    with (
+        LLM(**config.model_dump()) as llm,
+        ServerProcess(binary, server_arguments(config, llm.stats()["draft"]["depth"])) as process,
+        ServerClient(process.url) as client,
+    ):
         n_vocab = llm.model.info.n_vocab
         _time_engine(llm, workload, salt=-1)
         _time_server(client, workload, -1, n_vocab)

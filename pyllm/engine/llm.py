@@ -86,10 +86,9 @@ class LLM:
         """
         single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
         listed: Sequence[Prompt] = [prompts] if single else prompts  # type: ignore[list-item, assignment]
-        requests: list[Request] = []
+        requests = [self._request(prompt, params, overrides) for prompt in listed]
+        self._worker.submit(*requests)
         try:
-            for prompt in listed:
-                requests.append(self.submit(prompt, params, **overrides))  # noqa: PERF401 - what was submitted before a failure is cancelled
             results = [request.result() for request in requests]
         except BaseException:
             for request in requests:
@@ -116,6 +115,11 @@ class LLM:
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any) -> Request:
         """Start a request and return its handle: ``result()``, iteration over chunks, ``cancel()``."""
+        request = self._request(prompt, params, overrides)
+        self._worker.submit(request)
+        return request
+
+    def _request(self, prompt: Prompt, params: SamplingParams | None, overrides: dict[str, Any]) -> Request:
         core = self._open()
         tokens = core.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
@@ -134,9 +138,7 @@ class LLM:
         if params is None or overrides:
             base = params.model_dump(exclude_unset=True) if params is not None else {}
             params = parse(SamplingParams, base | overrides)
-        request = Request(tokens, params, self.config.model.stem)
-        self._worker.submit(request)
-        return request
+        return Request(tokens, params, self.config.model.stem)
 
     def _ctx_for(self, tokens: int) -> int:
         return tokens if self.config.unified else tokens * self.config.slots

@@ -50,15 +50,15 @@ class Worker:
             self._closing = True
             raise
 
-    def submit(self, request: Request) -> None:
-        """Queue a request.
+    def submit(self, *requests: Request) -> None:
+        """Queue requests; those of one call are admitted in the same step, so that their prompts share a decode.
 
         Raises:
             ClosedError: the engine is closed.
         """
         with self._wake:
             self._check_open()
-            self._inbox.append(request)
+            self._inbox.extend(requests)
             self._wake.notify()
 
     def call(self, function: Callable[[Scheduler], T]) -> T:
