@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pyllm.errors import ConfigError
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+Route = Literal["vec", "tile", "mma", "sparse", "reference"]
+Phase = Literal["prefill", "decode", "verify", "draft"]
 SpecType = Literal["draft-mtp", "draft-dflash", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod"]
 
 #: Short names people write, and upstream's names for them.
@@ -102,7 +104,8 @@ class EngineConfig(Settings):
     """An engine: files, slots and sizes.
 
     ``ctx`` counts KV cells over all slots, as ``-c`` does: each slot holds ``ctx / slots`` tokens, or up to all of them with
-    ``unified``. 0 is the length that the model was trained with.
+    ``unified``. 0 is the length that the model was trained with. ``force_route`` (a route for all phases, ``"decode=vec,verify=mma"`` or a
+    dict) and ``allow_cpu_attention`` hold for the whole process: they are about its devices.
     """
 
     model: Path
@@ -123,11 +126,30 @@ class EngineConfig(Settings):
     devices: tuple[str, ...] = ()
     mmap: bool = True
     trace: bool = False
+    force_route: dict[Phase, Route] = Field(default_factory=dict)
+    allow_cpu_attention: bool = False
 
     @field_validator("spec", mode="before")
     @classmethod
     def _spec(cls, value: Any) -> SpecConfig | None:
         return SpecConfig.of(value)
+
+    @field_validator("force_route", mode="before")
+    @classmethod
+    def _routes(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value or {}
+        forced: dict[str, str] = {}
+        for part in value.split(","):
+            phase, _, route = part.strip().rpartition("=")
+            if route not in Route.__args__:  # type: ignore[attr-defined]
+                near = difflib.get_close_matches(route, Route.__args__, 1)  # type: ignore[attr-defined]
+                allowed = f"choose from {', '.join(Route.__args__)}"  # type: ignore[attr-defined]
+                raise ConfigError(f"route `{route}` is not known", f"did you mean `{near[0]}`? {allowed}" if near else allowed)
+            if phase and phase not in Phase.__args__:  # type: ignore[attr-defined]
+                raise ConfigError(f"phase `{phase}` is not known", f"choose from {', '.join(Phase.__args__)}")  # type: ignore[attr-defined]
+            forced |= dict.fromkeys((phase,) if phase else Phase.__args__, route)  # type: ignore[attr-defined]
+        return forced
 
     @field_validator("kv_types", "draft_kv_types", mode="before")
     @classmethod

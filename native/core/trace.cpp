@@ -2,9 +2,11 @@
 
 #include "core/context.h"
 #include "core/error.h"
+#include "route/node.h"
 
 #include "ggml-backend.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace pyllm {
@@ -75,6 +77,14 @@ void trace_log::add(const ggml_tensor * node) {
     describe(k, out.ne_k, out.nb_k);
     describe(v, out.ne_v, out.nb_v);
     describe(mask, out.ne_mask, out.nb_mask);
+
+    out.mask_align = route::alignment(mask);
+    out.align      = std::min({ route::alignment(q), route::alignment(k), route::alignment(v) });
+    if (k != nullptr && v != nullptr) {
+        out.is_view  = route::is_view(k, v);
+        out.is_dense = ggml_is_contiguously_allocated(k) && ggml_is_contiguously_allocated(v);
+        out.n_kv_max = node->op_params[4];
+    }
 
     const std::string key(reinterpret_cast<const char *>(&out), sizeof(out));
     const auto found = index.find(key);

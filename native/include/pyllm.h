@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a declaration below changes; the package refuses a library with another number. */
-#define PYLLM_ABI_VERSION 1
+#define PYLLM_ABI_VERSION 2
 
 /* ---------------------------------------------------------------- library */
 
@@ -338,6 +338,12 @@ typedef struct pyllm_attention_node {
     uint64_t nb_q[4], nb_k[4], nb_v[4], nb_mask[4];    /* bytes */
     float    scale, max_bias, softcap;
     int32_t  has_sinks;
+    int32_t  is_view;         /* V is a view of K */
+    int32_t  is_dense;        /* K and V are densely allocated */
+    int32_t  align;           /* bytes: largest power of two up to 16 in all strides and offsets of unquantised Q, K and V */
+    int32_t  mask_align;
+    int32_t  n_kv_max;        /* KV rows that one query may see at most; 0: not said */
+    int32_t  reserved;
     uint64_t n_calls;         /* nodes with exactly this description */
 } pyllm_attention_node;
 
@@ -345,6 +351,92 @@ typedef struct pyllm_attention_node {
 PYLLM_API int32_t      pyllm_trace_count(const pyllm_context * context);
 PYLLM_API pyllm_status pyllm_trace_get(const pyllm_context * context, int32_t index, pyllm_attention_node * node);
 PYLLM_API void         pyllm_trace_clear(pyllm_context * context);
+
+/* ---------------------------------------------------------------- route */
+
+/* Axes of an attention node and its device, in the order of pyllm/routes/axes.py. The first five belong to the device. */
+enum {
+    PYLLM_ROUTE_VENDOR      = 0,  /* 0 NVIDIA, 1 AMD */
+    PYLLM_ROUTE_ARCH        = 1,  /* as ggml numbers it: 860; AMD from 0x1000000 on */
+    PYLLM_ROUTE_MATRIX      = 2,  /* matrix units: 0 none, 1 Volta, 2 Turing, 3 Ampere and later, 4 MFMA, 5 WMMA */
+    PYLLM_ROUTE_FAST_FP16   = 3,
+    PYLLM_ROUTE_SMEM        = 4,  /* bytes of shared memory that a block may opt in to */
+    PYLLM_ROUTE_HEAD        = 5,  /* d_k << 16 | d_v */
+    PYLLM_ROUTE_GQA         = 6,
+    PYLLM_ROUTE_N_Q         = 7,
+    PYLLM_ROUTE_N_KV        = 8,
+    PYLLM_ROUTE_STREAMS     = 9,
+    PYLLM_ROUTE_KV          = 10, /* type_k << 8 | type_v, in the order f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0 iq4_nl */
+    PYLLM_ROUTE_QUANTISED   = 11,
+    PYLLM_ROUTE_MASK        = 12, /* 0 none, 1 one per stream, 2 one for several streams, 3 one per head */
+    PYLLM_ROUTE_ALIBI       = 13,
+    PYLLM_ROUTE_SOFTCAP     = 14,
+    PYLLM_ROUTE_SINKS       = 15,
+    PYLLM_ROUTE_ALIGN       = 16, /* bytes */
+    PYLLM_ROUTE_MASK_ALIGN  = 17, /* bytes */
+    PYLLM_ROUTE_VIEW        = 18, /* V is a view of K */
+    PYLLM_ROUTE_CONVERTIBLE = 19, /* K and V can be converted to f16 as they lie */
+    PYLLM_ROUTE_ROWS        = 20, /* rows are contiguous */
+    PYLLM_ROUTE_WIDE        = 21, /* 0: offsets below 2 GiB, 1: rows of K, V or mask lie beyond, 2: heads or rows of Q do */
+    PYLLM_ROUTE_SPARSITY    = 22, /* n_kv over the KV rows that one query may see; 0: not said */
+    PYLLM_ROUTE_AXIS_COUNT  = 23
+};
+
+enum {
+    PYLLM_ROUTE_VEC       = 0,
+    PYLLM_ROUTE_TILE      = 1,
+    PYLLM_ROUTE_MMA       = 2,
+    PYLLM_ROUTE_SPARSE    = 3,
+    PYLLM_ROUTE_REFERENCE = 4,
+    PYLLM_ROUTE_COUNT     = 5
+};
+
+/* Phases: by the number of query rows, except draft, which is whatever a drafter computes. */
+enum { PYLLM_PHASE_PREFILL = 0, PYLLM_PHASE_DECODE = 1, PYLLM_PHASE_VERIFY = 2, PYLLM_PHASE_DRAFT = 3, PYLLM_PHASE_COUNT = 4 };
+
+typedef struct pyllm_route_key {
+    int32_t axis[PYLLM_ROUTE_AXIS_COUNT];
+    int32_t reserved;
+} pyllm_route_key;
+
+typedef struct pyllm_route_decision {
+    int32_t row;     /* in the table; -1: none, the table is not total */
+    int32_t route;
+    int32_t ncols1;  /* query rows of a tile; 0: the route chooses */
+    int32_t ncols2;  /* query heads of a tile */
+} pyllm_route_decision;
+
+typedef struct pyllm_route_count {
+    char     device[64];     /* CUDA0, CPU */
+    int32_t  route;          /* -1: attention that no route of ours decides (the CPU's) */
+    int32_t  phase;
+    uint64_t n_nodes;        /* nodes issued since the library was loaded */
+} pyllm_route_count;
+
+/* Makes `text` the process's table; NULL or empty: the built-in one. Refused as a whole, with the line, when it is of another version,
+ * not understood, has a row that can never decide, or does not end with the reference route. */
+PYLLM_API pyllm_status pyllm_route_table_set(const char * text, size_t length);
+/* Text of the built-in table; *length is that of the whole. */
+PYLLM_API pyllm_status pyllm_route_table_get_default(char * text, size_t capacity, size_t * length);
+/* Rows of the table in force. */
+PYLLM_API pyllm_status pyllm_route_table_count(int32_t * n_rows);
+/* Decides one key. failed, if not NULL, gets for each row before the decided one the index of its first condition that does not hold. */
+PYLLM_API pyllm_status pyllm_route_decide(const pyllm_route_key * key, pyllm_route_decision * decision, int32_t * failed, size_t capacity);
+/* The tile with which a route runs the key when it is forced; PYLLM_UNSUPPORTED with the reason if it cannot. */
+PYLLM_API pyllm_status pyllm_route_force_key(const pyllm_route_key * key, int32_t route, pyllm_route_decision * decision);
+/* Forces a route in a phase, of every node of the process; route -1 lifts it, phase -1 is all phases. A node that cannot run by it fails its
+ * graph: there is no fall back. */
+PYLLM_API pyllm_status pyllm_route_force(int32_t phase, int32_t route);
+/* Whether attention of a layer that lies on a GPU may be computed on the CPU; otherwise that is an error when the context is made. */
+PYLLM_API void         pyllm_route_allow_cpu(bool allow);
+/* Takes a row out for an architecture, as finding no room for its kernel does; row -1 puts all back. */
+PYLLM_API pyllm_status pyllm_route_block(int32_t arch, int32_t row);
+/* Nanoseconds for one decision, measured over n keys in turn: of keys seen before, and of keys not seen. */
+PYLLM_API pyllm_status pyllm_route_benchmark(const pyllm_route_key * keys, size_t n, double * ns_seen, double * ns_new);
+/* *count is the number there is. */
+PYLLM_API pyllm_status pyllm_route_counts(pyllm_route_count * counts, size_t capacity, size_t * count);
+/* Facts of a GPU that a key needs, in its first five axes; PYLLM_UNSUPPORTED for a device that is no CUDA or HIP GPU. */
+PYLLM_API pyllm_status pyllm_route_device(int32_t index, pyllm_route_key * key);
 
 #ifdef __cplusplus
 }

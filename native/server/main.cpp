@@ -1,7 +1,10 @@
 // pyllm-server: upstream's server on the patched core.
 
+#include "server/route_flags.h"
+
 #include <cstdio>
 #include <cstring>
+#include <vector>
 
 int llama_server(int argc, char ** argv);
 
@@ -11,5 +14,10 @@ int main(int argc, char ** argv) {
         std::printf("pyllm-server %s (llama.cpp %s)\n", PYLLM_VERSION, PYLLM_UPSTREAM_COMMIT);
         return 0;
     }
-    return llama_server(argc, argv);
+    std::vector<char *> arguments(argv, argv + argc);
+    if (!pyllm::server::take_route_flags(arguments)) {
+        return 2;
+    }
+    arguments.push_back(nullptr);
+    return llama_server((int) arguments.size() - 1, arguments.data());
 }

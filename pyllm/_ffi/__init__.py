@@ -10,6 +10,21 @@ from pyllm._ffi.device import Device, devices
 from pyllm._ffi.door import build_info, default_threads, kv_type, kv_type_name, set_log_level, upstream_commit
 from pyllm._ffi.drafter import Drafter, DrafterInfo, DrafterStats, DraftRequest
 from pyllm._ffi.model import Model, ModelInfo, VocabInfo
+from pyllm._ffi.route import (
+    RouteCount,
+    allow_cpu_attention,
+    benchmark_routes,
+    block_route,
+    check_route_table,
+    decide_route,
+    default_route_table,
+    device_axes,
+    failing_conditions,
+    force_route,
+    force_route_on,
+    route_counts,
+    set_route_table,
+)
 from pyllm._ffi.sampler import Sampler
 from pyllm._ffi.trace import AttentionNode
 
@@ -25,13 +40,26 @@ __all__ = [
     "DrafterStats",
     "Model",
     "ModelInfo",
+    "RouteCount",
     "Sampler",
     "VocabInfo",
+    "allow_cpu_attention",
+    "benchmark_routes",
+    "block_route",
     "build_info",
+    "check_route_table",
+    "decide_route",
+    "default_route_table",
     "default_threads",
+    "device_axes",
     "devices",
+    "failing_conditions",
+    "force_route",
+    "force_route_on",
     "kv_type",
     "kv_type_name",
+    "route_counts",
     "set_log_level",
+    "set_route_table",
     "upstream_commit",
 ]

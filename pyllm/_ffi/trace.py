@@ -14,7 +14,10 @@ Shape = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class AttentionNode:
-    """One kind of node. Shapes are ggml's ``ne`` (fastest first), strides its ``nb`` in bytes; all 0 where a tensor is absent."""
+    """One kind of node. Shapes are ggml's ``ne`` (fastest first), strides its ``nb`` in bytes; all 0 where a tensor is absent.
+
+    ``view``, ``dense``, ``align``, ``mask_align`` (bytes) and ``n_kv_max`` are what a route depends on: see ``pyllm.routes.key.Node``.
+    """
 
     name: str
     device: str
@@ -32,6 +35,11 @@ class AttentionNode:
     max_bias: float
     softcap: float
     sinks: bool
+    view: bool
+    dense: bool
+    align: int
+    mask_align: int
+    n_kv_max: int
     n_calls: int
 
     @classmethod
@@ -61,5 +69,10 @@ class AttentionNode:
             max_bias=float(node.max_bias),
             softcap=float(node.softcap),
             sinks=bool(node.has_sinks),
+            view=bool(node.is_view),
+            dense=bool(node.is_dense),
+            align=int(node.align),
+            mask_align=int(node.mask_align),
+            n_kv_max=int(node.n_kv_max),
             n_calls=int(node.n_calls),
         )

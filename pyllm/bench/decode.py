@@ -36,7 +36,8 @@ class Workload:
 class Measurement:
     """Generated tokens per second over all slots, prompt included in the time: median, lowest and highest round.
 
-    ``same_tokens`` says whether both sides wrote the same in every round.
+    ``ratio`` is the median over rounds of engine over server, each round against its own: the machine's speed drifts by more between
+    rounds than the two sides differ. ``same_tokens`` says whether both sides wrote the same in every round.
     """
 
     speculation: bool
@@ -45,18 +46,15 @@ class Measurement:
     engine_range: tuple[float, float]
     server: float
     server_range: tuple[float, float]
+    ratio: float
+    ratio_range: tuple[float, float]
     step_ms: float
     acceptance: float
     same_tokens: bool
 
-    @property
-    def ratio(self) -> float:
-        """Engine over server; 1 is equal, over 1 the engine is faster."""
-        return self.engine / self.server
-
     def to_json(self) -> dict[str, Any]:
-        """All fields and the ratio."""
-        return asdict(self) | {"ratio": self.ratio}
+        """All fields."""
+        return asdict(self)
 
 
 def prompts(workload: Workload, n_vocab: int, salt: int) -> list[list[int]]:
@@ -145,6 +143,7 @@ def measure(config: EngineConfig, workload: Workload, binary: Path, progress: Ca
     drafted = after["draft"]["drafted"] - before["draft"]["drafted"]
     accepted = after["draft"]["accepted"] - before["draft"]["accepted"]
     tokens = workload.slots * workload.max_tokens * workload.rounds
+    ratios = [ours / theirs for ours, theirs in zip(engine, server, strict=True)]
     seconds = sum(workload.slots * workload.max_tokens / rate for rate in engine)
     return Measurement(
         speculation=config.spec is not None,
@@ -153,6 +152,8 @@ def measure(config: EngineConfig, workload: Workload, binary: Path, progress: Ca
         engine_range=(min(engine), max(engine)),
         server=statistics.median(server),
         server_range=(min(server), max(server)),
+        ratio=statistics.median(ratios),
+        ratio_range=(min(ratios), max(ratios)),
         step_ms=1000 * seconds / steps if tokens else 0.0,
         acceptance=accepted / drafted if drafted else 0.0,
         same_tokens=same,

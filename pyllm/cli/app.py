@@ -41,6 +41,7 @@ EXIT_CODES = (
 _MODULES = {
     "run": "pyllm.cli.run",
     "serve": "pyllm.cli.serve",
+    "routes": "pyllm.cli.routes",
     "repro": "pyllm.cli.repro",
     "models": "pyllm.cli.models",
     "bench": "pyllm.cli.bench",

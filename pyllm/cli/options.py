@@ -10,6 +10,7 @@ import typer
 from pyllm.config import SpecConfig
 from pyllm.errors import ConfigError
 
+_ATTENTION = "Attention"
 _SPECULATION = "Speculation"
 _SIZES = "Slots and sizes"
 
@@ -95,3 +96,18 @@ def speculation(types: str | None, depth: int | None) -> SpecConfig | None:
             raise ConfigError(f"--n-max {depth} is given without a drafter type", "add --spec, for example --spec mtp")
         return None
     return SpecConfig.of({"types": types} if depth is None else {"types": types, "n_max": depth})
+
+
+ForceRoute = Annotated[
+    str | None,
+    typer.Option(
+        "--force-route",
+        help="Run attention by this route only, or fail: mma, or decode=vec,verify=mma.",
+        rich_help_panel=_ATTENTION,
+        metavar="[PHASE=]ROUTE",
+    ),
+]
+AllowCpuAttention = Annotated[
+    bool,
+    typer.Option("--allow-cpu-attention", help="Attention of a layer on a GPU may run on the CPU; otherwise that is an error.", rich_help_panel=_ATTENTION),
+]

@@ -32,7 +32,7 @@ def list_scenarios(as_json: Annotated[bool, typer.Option("--json", help="Print J
 
 
 @app.command("run")
-def run(
+def run(  # noqa: PLR0917 - options are given by name
     files: Annotated[
         list[str] | None,
         typer.Argument(help="Files, folders or names (`reports/003` is enough); all scenarios without."),
@@ -46,6 +46,7 @@ def run(
         typer.Option(help="Another server: the URL of one that runs, or the path of a binary to start.", metavar="URL|PATH"),
     ] = None,
     keep_logs: Annotated[Path | None, typer.Option(help="Keep the log files in this folder.", metavar="DIR")] = None,
+    nodes: Annotated[bool, typer.Option("--nodes", help="Print every attention node of the plan level, with the decisions there and here and why.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Replay scenarios and print what came of each; exits 1 when one failed."""
@@ -61,7 +62,7 @@ def run(
     else:
         print("\n".join(report.lines(verdicts)))
     if not as_json:
-        for block in report.failures(verdicts):
+        for block in [*(report.nodes(verdicts) if nodes else ()), *report.failures(verdicts)]:
             print(f"\n{block}")
     found = report.counts(verdicts)
     console.say(f"{found['pass']} passed, {found['fail']} failed, {found['skipped']} skipped")

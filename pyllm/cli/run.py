@@ -31,6 +31,8 @@ def run(  # noqa: PLR0917 - options are given by name
     ctx: options.Context = 0,
     type_k: options.KeyType = "f16",
     type_v: options.ValueType = "f16",
+    force_route: options.ForceRoute = None,
+    allow_cpu_attention: options.AllowCpuAttention = False,
     n: Annotated[
         int,
         typer.Option("-n", "--n-predict", help="Tokens to generate at most.", rich_help_panel=_SAMPLING, metavar="N"),
@@ -50,7 +52,16 @@ def run(  # noqa: PLR0917 - options are given by name
 
     text = _prompt(prompt)
     with console.spinner(f"loading {model.name}"):
-        llm = pyllm.LLM(model, draft=draft, spec=options.speculation(spec, n_max), slots=slots, ctx=ctx, kv_types=(type_k, type_v))
+        llm = pyllm.LLM(
+            model,
+            draft=draft,
+            spec=options.speculation(spec, n_max),
+            slots=slots,
+            ctx=ctx,
+            kv_types=(type_k, type_v),
+            force_route=force_route,
+            allow_cpu_attention=allow_cpu_attention,
+        )
     with llm:
         content: Any = llm.apply_template([{"role": "user", "content": text}]) if chat else text
         request = llm.submit(content, max_tokens=n, temperature=temperature, seed=seed, stop=tuple(stop or ()))

@@ -67,6 +67,8 @@ def serve(  # noqa: PLR0917 - options are given by name
     ubatch: options.MicroBatch = 512,
     type_k: options.KeyType = "f16",
     type_v: options.ValueType = "f16",
+    force_route: options.ForceRoute = None,
+    allow_cpu_attention: options.AllowCpuAttention = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
     flags: Annotated[
@@ -91,6 +93,8 @@ def serve(  # noqa: PLR0917 - options are given by name
         "batch": batch,
         "ubatch": ubatch,
         "kv_types": (type_k, type_v),
+        "force_route": force_route,
+        "allow_cpu_attention": allow_cpu_attention,
     }
     config: EngineConfig = parse(EngineConfig, values)
     binary = find_server()
@@ -158,7 +162,10 @@ def command_flags(config: EngineConfig, depth: int) -> list[str]:
         "-ctk": config.kv_types[0],
         "-ctv": config.kv_types[1],
     }
-    return flags + [str(word) for pair in sizes.items() for word in pair]
+    flags += [str(word) for pair in sizes.items() for word in pair]
+    if config.force_route:
+        flags += ["--force-route", ",".join(f"{phase}={route}" for phase, route in config.force_route.items())]
+    return [*flags, "--allow-cpu-attention"] if config.allow_cpu_attention else flags
 
 
 def plan(config: EngineConfig, target: Header, drafter: Header | None, depth: int) -> list[str]:

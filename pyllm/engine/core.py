@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from pyllm._ffi import Batch, Context, Drafter, Model
+from pyllm._ffi import Batch, Context, Drafter, Model, allow_cpu_attention, check_route_table, force_route
 from pyllm.config import NGRAM_TYPES, EngineConfig, check_batch
 from pyllm.errors import ConfigError, PyllmError
 
@@ -54,6 +54,11 @@ class Core:
 
     def _open(self, config: EngineConfig) -> None:
         spec = config.spec
+        check_route_table()
+        allow_cpu_attention(allow=config.allow_cpu_attention)
+        force_route(None)
+        for phase, route in config.force_route.items():
+            force_route(route, phase)
         own_heads = spec is not None and "draft-mtp" in spec.types and config.draft is None
         self.model: Model = self._stack.enter_context(
             Model(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os  # noqa: TC003 - named in a signature that tools resolve
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from pyllm._ffi import route_counts
 from pyllm.config import EngineConfig, SamplingParams, SpecConfig, parse
 from pyllm.engine import chat
 from pyllm.engine.request import Request
@@ -152,7 +154,10 @@ class LLM:
         return self.model.detokenize(list(tokens), special=special)
 
     def stats(self) -> dict[str, Any]:
-        """Counts since the start: steps, tokens, drafts, and the slots as they are now."""
+        """Counts since the start: steps, tokens, drafts, and the slots as they are now.
+
+        ``attention`` counts the attention nodes of the process by device, route and phase; on a GPU model, route ``cpu`` is what to look for.
+        """
 
         def collect(scheduler: Scheduler) -> dict[str, Any]:
             drafter = scheduler.core.drafter
@@ -169,6 +174,7 @@ class LLM:
                     "accepted": scheduler.n_accepted,
                     "failures": drafter.stats.n_failures if drafter is not None else 0,
                 },
+                "attention": [asdict(count) for count in route_counts()],
             }
 
         return self._call(collect)

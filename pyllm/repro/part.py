@@ -47,7 +47,7 @@ def near(name: str, known: list[str], what: str) -> str:
     return f"did you mean `{found[0]}`? {listing}" if found else listing
 
 
-def refuse(text: str, hint: str = "", *at: str) -> PydanticCustomError:
+def refuse(text: str, hint: str = "", *at: str | int) -> PydanticCustomError:
     """An error for a validator to raise.
 
     The reader adds line and column, of the key that ``at`` leads to from the validated part.
@@ -65,6 +65,8 @@ def translate(document: Document, failure: ValidationError) -> ScenarioError:
     if first["type"] == REFUSED:
         return document.fault([*keys, *context["at"]], first["msg"], context["hint"])
     name = next((str(key) for key in reversed(keys) if isinstance(key, str)), "the file")
+    if first["type"] == "missing" and isinstance(keys[-1], int):
+        return document.fault(keys, f"`{name}` has no item {keys[-1] + 1}", "see the other files in repro/")
     if first["type"] == "missing":
         return document.fault(keys, f"key `{name}` is missing", "see the other files in repro/")
     return document.fault(

@@ -14,7 +14,7 @@ from pyllm.repro.verdict import LEVELS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pyllm.repro.verdict import Failure, Verdict
+    from pyllm.repro.verdict import Verdict
 
 _STYLE = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
 
@@ -51,7 +51,9 @@ def summary(verdict: Verdict) -> str:
     if verdict.status == "skipped":
         return f"because {verdict.reason}"
     if verdict.failure is not None:
-        return f"{_where(verdict.failure)}: {verdict.failure.what.splitlines()[0]}"
+        return f"{_where(verdict)}: {verdict.failure.what.splitlines()[0]}"
+    if verdict.sentence:
+        return verdict.sentence
     parts = [f"{verdict.requests} requests, {verdict.compared} equal to plain decoding" if verdict.requests else "refused as expected"]
     if verdict.drafted:
         parts.append(f"{verdict.accepted} of {verdict.drafted} drafted tokens accepted")
@@ -64,20 +66,47 @@ def failures(verdicts: Sequence[Verdict]) -> Iterator[str]:
         failure = verdict.failure
         if failure is None:
             continue
-        title = f"{verdict.scenario} at {verdict.level} level, {_where(failure)}"
+        title = f"{verdict.scenario} at {verdict.level} level, {_where(verdict)}"
         block = [title, "=" * len(title), failure.what]
         block += [f"expected  {failure.expected}"] if failure.expected else []
         block += [f"got       {failure.got}"] if failure.got else []
-        block += ["log", *(f"  {line}" for line in failure.log)] if failure.log else []
+        block += ["also" if verdict.level == "plan" else "log", *(f"  {line}" for line in failure.log)] if failure.log else []
         block += ["command", f"  {failure.command}"] if failure.command else []
         block += [f"target    {verdict.target}"] if verdict.target else []
         yield "\n".join(block)
 
 
-def _where(failure: Failure) -> str:
-    if failure.step is None:
+def _where(verdict: Verdict) -> str:
+    step = None if verdict.failure is None else verdict.failure.step
+    if step is None:
         return "at the end"
-    return f"step {failure.step}" if failure.step else "at the start"
+    if verdict.level == "plan":
+        return f"node {step}"
+    return f"step {step}" if step else "at the start"
+
+
+def nodes(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """A block for each plan: what becomes of every node, there and here, and why."""
+    for verdict in verdicts:
+        if not verdict.nodes:
+            continue
+        title = f"{verdict.scenario} at {verdict.level} level: {verdict.oracle}, and {verdict.target}"
+        yield "\n".join([title, "=" * len(title), *(line for node in verdict.nodes for line in _node(node))])
+
+
+def _node(node: dict[str, Any]) -> Iterator[str]:
+    there, here = node["there"], node["here"]
+    yield f"{node['place']}. {node['role']}, on {node['device']}"
+    yield f"   node   {node['node']}" + ("" if there["kv"] in node["node"] else f", there {there['kv']}")
+    yield "   there  " + there["then"] + (f" at {there['site']}" if there["site"] else "") + (f": {there['says']}" if there["says"] else "")
+    if "refused" in here:
+        yield f"   here   refused: {here['refused']}"
+        return
+    tile = f" {here['params'][0]}x{here['params'][1]}" if here["params"][0] else ""
+    room = f" ({here['smem']['needs']} of {here['smem']['limit']} bytes of shared memory)" if "smem" in here else ""
+    yield f"   here   {here['route']}{tile}: {here['reason']}{room}"
+    for other in here["rejected"]:
+        yield f"          not {other['route']}: {other['reason']}"
 
 
 def counts(verdicts: Sequence[Verdict]) -> dict[str, int]:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 from pyllm.errors import ConfigError, InternalError, PyllmError, ServerError
 from pyllm.repro import flags as command
+from pyllm.repro.collection import engine_file
 from pyllm.repro.engine import EngineSubject
+from pyllm.repro.engines import load_engine
 from pyllm.repro.files import model_path, text_tokens
 from pyllm.repro.machine import Machine, engine_machine, server_machine
 from pyllm.repro.oracle import compare
+from pyllm.repro.plan import judge
 from pyllm.repro.play import Play
 from pyllm.repro.server import RemoteSubject, ServerSubject
 from pyllm.repro.verdict import CheckError, Failure, Verdict
@@ -63,10 +66,14 @@ class Runner:
 
         Raises:
             NotFoundError: no server binary, or no model file.
+            ScenarioError: the selector that a plan names is not understood.
         """
         reason = self._reason_to_skip(scenario, level)
         if reason:
             return Verdict(scenario.name, level, "skipped", reason)
+        if level == "plan" and scenario.plan is not None:
+            self.talk(scenario.name, level, "deciding")
+            return judge(scenario, scenario.plan, load_engine(engine_file(scenario.plan.engine, beside)))
         machine = self._machine(level)
         verdict = Verdict(
             scenario.name,
@@ -84,11 +91,11 @@ class Runner:
             return _Run(self, scenario, level, beside, folder, parts).verdict(verdict)
 
     def _reason_to_skip(self, scenario: Scenario, level: Level) -> str:  # noqa: PLR0911 - one reason after another
-        if level == "plan":
-            return "needs the route planner"
         if level in scenario.skip:
             return scenario.skip[level]
-        if level == "engine" and self.against is not None:
+        if level == "plan" and scenario.plan is None:
+            return "no attention plan in this scenario"
+        if level != "server" and self.against is not None:
             return "--against names a server"
         for verb in sorted(scenario.verbs()):
             missing = _MISSING.get((level, verb))

@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pyllm.config import EngineConfig, check_batch, parse
-from pyllm.errors import ConfigError
+from pyllm.errors import ConfigError, NotFoundError
 from pyllm.repro import flags as command
+from pyllm.repro.collection import engine_file, path_name
 from pyllm.repro.document import read
+from pyllm.repro.nodes import Plan  # noqa: TC001 - pydantic reads annotations at run time
 from pyllm.repro.part import Part, near, refuse, translate
 from pyllm.repro.step import Step  # noqa: TC001 - pydantic reads annotations at run time
 
@@ -127,6 +129,7 @@ class Scenario(Part):
     beyond: tuple[Beyond, ...] = ()
     model: ModelFile
     draft: ModelFile | None = None
+    plan: Plan | None = None
     engine: dict[str, Any] | None = None
     server: ServerFlags | None = None
     skip: dict[Level, str] = Field(default_factory=dict)
@@ -163,6 +166,8 @@ class Scenario(Part):
                     f"the scenario has neither `{level}` nor a reason in `skip: {{{level}: …}}`",
                     "say how it runs there, or why it does not",
                 )
+        if self.plan is not None and "plan" in self.skip:
+            raise refuse("the scenario has a `plan` and a reason in `skip: {plan: …}`", "keep one of them", "skip", "plan")
         return self
 
     def _check_flags(self, server: ServerFlags) -> None:
@@ -232,13 +237,11 @@ def load(path: Path) -> Scenario:
     if not isinstance(document.value, dict):
         raise document.fault((), "a scenario is a mapping", "see the other files in repro/")
     try:
-        return Scenario.model_validate(document.value, context=path_name(path))
+        scenario = Scenario.model_validate(document.value, context=path_name(path))
+        if scenario.plan is not None:
+            engine_file(scenario.plan.engine, path.parent)
     except ValidationError as failure:
         raise translate(document, failure) from failure
-
-
-def path_name(path: Path) -> str:
-    """The name that a file has to carry: its path below the nearest folder ``repro``, without suffix, or its stem."""
-    parts = path.resolve().with_suffix("").parts
-    below = [index for index, part in enumerate(parts[:-1]) if part == "repro"]
-    return "/".join(parts[below[-1] + 1 :]) if below else parts[-1]
+    except NotFoundError as failure:
+        raise document.fault(("plan", "engine"), failure.message, failure.hint) from failure
+    return scenario

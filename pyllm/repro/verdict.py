@@ -57,6 +57,8 @@ class Verdict:
     target: str = ""
     oracle: str = ""
     steps: tuple[dict[str, Any], ...] = field(default=())
+    sentence: str = ""
+    nodes: tuple[dict[str, Any], ...] = field(default=())
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -30,7 +30,9 @@ def test_both_sides_write_the_same() -> None:
     assert [result["speculation"] for result in report["results"]] == [False, True]
     for result in report["results"]:
         assert result["same_tokens"]
-        assert result["ratio"] == pytest.approx(result["engine"] / result["server"])
+        low, high = result["ratio_range"]
+        assert low <= result["ratio"] <= high
+        assert low <= result["engine"] / result["server"] <= high or result["rounds"] != 1
         assert result["engine_range"][0] <= result["engine"] <= result["engine_range"][1]
     assert report["results"][1]["acceptance"] > 0.9
     assert report["upstream"] == "0c1e57098"

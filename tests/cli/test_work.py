@@ -137,6 +137,12 @@ def test_repro_run_prints_a_line_for_each_level(pyllm, snapshot):
     snapshot("repro-run", outcome)
 
 
+def test_repro_run_prints_the_nodes_of_a_plan(pyllm, snapshot):
+    outcome = pyllm("repro", "run", "reports/002", "--level", "plan", "--nodes")
+    assert outcome.code == 0
+    snapshot("repro-nodes", outcome)
+
+
 @pytest.fixture
 def lying_binary(fake_binary):
     """A server whose drafter changes the text."""

@@ -174,5 +174,5 @@ def test_a_binary_that_is_not_there(write):
 def test_the_other_levels_say_why_they_are_skipped(write):
     path = write()
     scenario = load(path)
-    assert Runner().run(scenario, "plan", path.parent).reason == "needs the route planner"
+    assert Runner().run(scenario, "plan", path.parent).reason == "no attention plan in this scenario"
     assert Runner().run(scenario, "engine", path.parent).reason == "a fake has no engine"

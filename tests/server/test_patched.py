@@ -118,3 +118,26 @@ def test_a_drafter_that_cannot_shift(tmp_path):
         assert 400 < len(answer.tokens) < 512
         assert server.alive
         assert len(client.completion(prompt_tokens(1, 20), n=5).tokens) == 5
+
+
+def test_metrics_count_attention():
+    with start("-m", models.make("llama"), "-c", 256, "--metrics") as process, ServerClient(process.url) as client:
+        client.completion([300, 301, 302], n=4)
+        counts = {name: count for name, count in client.metrics().items() if name.startswith("attention_nodes_total{")}
+    assert counts['attention_nodes_total{device="CPU",route="cpu",phase="decode"}'] >= 3
+    assert any('phase="verify"' in name or 'phase="prefill"' in name for name in counts)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--force-route", "mna"], "did you mean `mma`?"),
+        (["--force-route", "decod=vec"], "phase `decod` is not known"),
+        (["--routes", "/nowhere/table"], "`/nowhere/table`, which cannot be read"),
+        (["--force-route"], "needs a value"),
+    ],
+)
+def test_route_flags_that_mean_nothing(flags, says):
+    with pytest.raises(ServerError) as caught, start("-m", models.make("llama"), "-c", 256, *flags):
+        pass
+    assert says in f"{caught.value.message}\n{caught.value.hint}"

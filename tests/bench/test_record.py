@@ -1,0 +1,54 @@
+"""Records of GPU runs belong to the present sources, and a change of them shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pyllm.bench import record
+from pyllm.errors import ConfigError
+
+RESULTS = Path(__file__).parents[2] / "repro/results"
+RECORDS = sorted(path for path in RESULTS.glob("*.json") if "sources_sha256" in path.read_text(encoding="utf-8"))
+
+
+def test_there_is_a_record_of_attention():
+    assert "attention-h200.json" in {path.name for path in RECORDS}
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_record_is_of_the_present_sources(path):
+    assert record.stale(path) == ""
+
+
+def test_the_attention_record_found_nothing():
+    results = json.loads((RESULTS / "attention-h200.json").read_text(encoding="utf-8"))["results"]
+    assert sum(sweep["keys"] for sweep in results["sweeps"]) >= 40000
+    assert len({sweep["seed"] for sweep in results["sweeps"]}) >= 2
+    for sweep in results["sweeps"]:
+        for name, tally in sweep["routes"].items():
+            assert tally["failed"] + tally["nan"] + tally["wrong"] == 0, (name, tally)
+    for shape in results["speed"]:
+        if shape["upstream_us"]:
+            assert shape["ours_us"] <= 1.03 * max(shape["upstream_us"], shape["upstream_again_us"]), shape
+
+
+def test_a_change_shows(tmp_path, monkeypatch):
+    (tmp_path / "native").mkdir()
+    (tmp_path / "native/a.cu").write_text("one")
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    before = record.digest(["native"], tmp_path)
+    (tmp_path / "native/a.cu").write_text("two")
+    assert record.digest(["native"], tmp_path) != before
+    (tmp_path / "native/a.cu").write_text("one")
+    assert record.digest(["native"], tmp_path) == before
+    with pytest.raises(ConfigError, match="is not there"):
+        record.digest(["native/b.cu"], tmp_path)
+
+
+def test_a_record_says_where_it_comes_from(tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"device": "d", "sources_sha256": ""}))
+    assert record.stale(path) == "it does not say its driver"
