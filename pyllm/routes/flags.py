@@ -105,7 +105,8 @@ class Memory:
         active = min(active, self.ubatch + 1)
         fitting = max(1, self.ubatch // active)
         if 0 < rows - fitting < self.tail:
-            active, fitting = 1, self.ubatch
+            # Slots go one by one until those that are left fit.
+            active, fitting = max(1, self.ubatch // rows), self.ubatch
         rows = min(rows, fitting)
         return (rows * active, 1) if self.unified else (rows, active)
 

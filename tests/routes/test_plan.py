@@ -19,7 +19,7 @@ from pyllm.errors import ConfigError, UnsupportedError
 from pyllm.routes import flags as flags_module
 from pyllm.routes.decision import decide
 from pyllm.routes.devices import DEVICES
-from pyllm.routes.flags import PAD, Flags, speculation_of, target_memory
+from pyllm.routes.flags import PAD, Flags, Memory, speculation_of, target_memory
 from pyllm.routes.header import read_header
 from pyllm.routes.key import Key, Node
 from pyllm.routes.plan import plan
@@ -47,6 +47,10 @@ def within(rows, node):
 def fits(entry, node):
     """Whether ``node`` is the entry's, or a smaller one."""
     return alike(entry, node) and within(entry.node.n_q * entry.node.streams, node)
+
+
+#: Cells of a slot that a run below reads: those of 264 tokens.
+FILLED = 512
 
 
 def traced(config):
@@ -77,6 +81,7 @@ SPECULATION = [
     ("nemotron-h", None, {"slots": 3, "unified": True}),
     # Windows over several pads.
     ("gemma4", None, {"ubatch": 240}),
+    ("gemma4", None, {"slots": 2, "ubatch": 200}),
     ("gemma4", None, {"slots": 8, "unified": True}),
     ("gemma4", "gemma4-assistant", {"spec": "mtp", "slots": 2}),
     ("gemma4-31b", "gemma4-31b-assistant", {"spec": {"method": "mtp", "num_speculative_tokens": 5}}),
@@ -105,8 +110,10 @@ def check(config):
     for entry in entries:
         if config.spec and config.spec.types[0].startswith("ngram") and entry.phase == "verify":
             continue  # what they draft depends on the text
-        # The last of a prompt is shorter, and cells are filled as far as this run goes; the rest is as planned.
+        # Cells are filled as far as this run goes; the rest is as planned.
         reached = max(node.n_kv for node in issued if node.d_k == entry.node.d_k)
+        if not config.unified:
+            assert reached == min(FILLED, max(one.node.n_kv for one in entries if one.node.d_k == entry.node.d_k))
         wanted = replace(entry.node, n_kv=min(entry.node.n_kv, reached))
         near = [node for node in issued if replace(node, dense=wanted.dense, n_kv=wanted.n_kv) == wanted]
         assert near, entry
@@ -128,6 +135,25 @@ def test_the_engine_issues_the_planned_nodes(name, draft, settings):
 def test_it_does_for_every_kind_of_attention(architecture, tmp_path):
     path = tiny_models.make(architecture, tmp_path / "model.gguf")
     check(EngineConfig(model=path, slots=2, ctx=1024, ubatch=32, flash_attn="on", threads=1, trace=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "active", "found"),
+    [
+        ({}, 4, 2, (4, 2)),
+        ({}, 4, 3, (2, 3)),
+        ({}, 1, 12, (1, 9)),
+        ({"unified": True}, 4, 3, (8, 1)),
+        ({"equal": True, "unified": True}, 4, 3, (6, 1)),
+        # Of four slots one goes alone, another one, and the last two together: counted in a trace of qwen35.
+        ({"equal": True, "tail": 4}, 4, 4, (4, 2)),
+        ({"equal": True, "tail": 4, "unified": True}, 4, 3, (8, 1)),
+        ({"equal": True, "tail": 4}, 2, 4, (2, 4)),
+    ],
+)
+def test_a_micro_batch_of_eight(kind, rows, active, found):
+    memory = Memory(slots=16, cells=512, window_cells=256, ubatch=8, type_k="f16", type_v="f16", **{"unified": False} | kind)
+    assert memory.load(rows, active) == found
 
 
 @pytest.mark.parametrize(
