@@ -37,7 +37,7 @@ bool take_route_flags(std::vector<char *> & arguments) {
             rest.push_back(arguments[i]);
             continue;
         }
-        if (i + 1 == arguments.size()) {
+        if (i + 1 == arguments.size() || arguments[i + 1][0] == '-') {
             return fail("`" + name + "` needs a value", name == "--routes" ? "a file, as `pyllm routes table` writes it" : "a route: vec, tile, mma, sparse or reference");
         }
         const char * value = arguments[++i];

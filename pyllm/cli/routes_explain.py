@@ -58,7 +58,16 @@ _MODEL_DEFAULTS: dict[str, Any] = {
 }
 _TYPE_DEFAULTS: dict[str, Any] = {"type_k": "f16", "type_v": "f16"}
 
-#: What each source has no use for, and what that describes.
+#: Options that are not called like their values.
+_NAMES = {
+    "type_k": "cache-type-k",
+    "type_v": "cache-type-v",
+    "draft_type_k": "spec-draft-type-k",
+    "draft_type_v": "spec-draft-type-v",
+    "unified": "kv-unified",
+}
+
+#: What each source has no use for, and what that is for.
 _FOREIGN = {
     "--head": ((_MODEL_DEFAULTS, "a model"),),
     "-m": ((_NODE_DEFAULTS, "a node in numbers"),),
@@ -144,7 +153,7 @@ def _source(given: dict[str, Any]) -> str:
     for defaults, what in _FOREIGN[chosen[0]]:
         for name, default in defaults.items():
             if given[name] != default:
-                raise ConfigError(f"--{name.replace('_', '-')} describes {what}, and {chosen[0]} is given", f"leave it out, or {chosen[0]}")
+                raise ConfigError(f"--{_NAMES.get(name, name).replace('_', '-')} is for {what}, and {chosen[0]} is given", f"leave it out, or {chosen[0]}")
     return {"--head": "numbers", "-m": "model", "--trace": "trace"}[chosen[0]]
 
 
@@ -243,6 +252,7 @@ def _explain_model(given: dict[str, Any], devices: Sequence[Device]) -> None:
     from pyllm.routes.plan import plan  # noqa: PLC0415
 
     spec, n_max = given["spec"], given["n_max"]
+    _known("split mode", given["split_mode"], ("none", "layer", "row", "tensor"))
     if n_max is not None and spec is None and given["draft"] is None:
         raise ConfigError(f"--n-max {n_max} is given without a drafter", "add -md, or --spec mtp for prediction heads inside the model")
     values = {name: given[name] for name in ("slots", "ctx", "batch", "ubatch", "unified", "swa_full", "split_mode", "force_route")} | {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyllm._ffi import decide_route, force_route_on
 from pyllm.errors import NotFoundError, UnsupportedError
-from pyllm.routes.axes import INDEX
+from pyllm.routes.axes import DEVICE_AXES, INDEX
 from pyllm.routes.executors import ACCEPTS
 from pyllm.routes.row import ROUTES
 from pyllm.routes.table import ROWS
@@ -122,7 +122,7 @@ def rejections(table: Table, codes: Sequence[int], row: int) -> tuple[Rejection,
 
 
 def _nearest(rows: Sequence[Row], codes: Sequence[int]) -> str:
-    """The failing condition of the row with the fewest that fail."""
+    """The first failing condition of the row that comes nearest: one for this device before others, then the one with the fewest that fail."""
     failing = [[condition for condition in row.conditions if not condition.holds(codes[INDEX[condition.axis]])] for row in rows]
-    least = min((one for one in failing if one), key=len)[0]
+    least = min((one for one in failing if one), key=lambda one: (sum(condition.axis in DEVICE_AXES for condition in one), len(one)))[0]
     return least.sentence(codes[INDEX[least.axis]])

@@ -87,7 +87,7 @@ def serve(*flags):
 def test_a_server_runs_attention_on_the_gpu():
     with serve() as process, ServerClient(process.url) as client:
         client.completion([1, 300, 301, 302], n=8)
-        counts = {name: count for name, count in client.metrics().items() if name.startswith("attention_nodes_total")}
+        counts = {name: count for name, count in client.metrics().items() if "attention_nodes_total" in name}
     assert any('device="CUDA0"' in name for name in counts)
     assert not any('route="cpu"' in name for name in counts)
 

@@ -123,8 +123,8 @@ def test_a_drafter_that_cannot_shift(tmp_path):
 def test_metrics_count_attention():
     with start("-m", models.make("llama"), "-c", 256, "--metrics") as process, ServerClient(process.url) as client:
         client.completion([300, 301, 302], n=4)
-        counts = {name: count for name, count in client.metrics().items() if name.startswith("attention_nodes_total{")}
-    assert counts['attention_nodes_total{device="CPU",route="cpu",phase="decode"}'] >= 3
+        counts = {name: count for name, count in client.metrics().items() if name.startswith("llamacpp:attention_nodes_total{")}
+    assert counts['llamacpp:attention_nodes_total{device="CPU",route="cpu",phase="decode"}'] >= 3
     assert any('phase="verify"' in name or 'phase="prefill"' in name for name in counts)
 
 
