@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path  # noqa: TC003 - pydantic reads it at run time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -51,6 +51,26 @@ def parse(kind: type[Settings], values: dict[str, Any]) -> Any:
         if isinstance(cause, ConfigError):
             raise cause from None
         raise ConfigError(f"setting `{where}` is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}", f"see `{kind.__name__}`") from None
+
+
+def forced_routes(text: str) -> dict[str, str]:
+    """Read ``mma`` (all phases) or ``decode=vec,verify=mma``: a route for each phase.
+
+    Raises:
+        ConfigError: a route or a phase that is not known.
+    """
+    routes, phases = get_args(Route), get_args(Phase)
+    forced: dict[str, str] = {}
+    for part in text.split(","):
+        phase, _, route = part.strip().rpartition("=")
+        if route not in routes:
+            near = difflib.get_close_matches(route, routes, 1)
+            allowed = f"choose from {', '.join(routes)}"
+            raise ConfigError(f"route `{route}` is not known", f"did you mean `{near[0]}`? {allowed}" if near else allowed)
+        if phase and phase not in phases:
+            raise ConfigError(f"phase `{phase}` is not known", f"choose from {', '.join(phases)}")
+        forced |= dict.fromkeys((phase,) if phase else phases, route)
+    return forced
 
 
 class SpecConfig(Settings):
@@ -137,19 +157,7 @@ class EngineConfig(Settings):
     @field_validator("force_route", mode="before")
     @classmethod
     def _routes(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value or {}
-        forced: dict[str, str] = {}
-        for part in value.split(","):
-            phase, _, route = part.strip().rpartition("=")
-            if route not in Route.__args__:  # type: ignore[attr-defined]
-                near = difflib.get_close_matches(route, Route.__args__, 1)  # type: ignore[attr-defined]
-                allowed = f"choose from {', '.join(Route.__args__)}"  # type: ignore[attr-defined]
-                raise ConfigError(f"route `{route}` is not known", f"did you mean `{near[0]}`? {allowed}" if near else allowed)
-            if phase and phase not in Phase.__args__:  # type: ignore[attr-defined]
-                raise ConfigError(f"phase `{phase}` is not known", f"choose from {', '.join(Phase.__args__)}")  # type: ignore[attr-defined]
-            forced |= dict.fromkeys((phase,) if phase else Phase.__args__, route)  # type: ignore[attr-defined]
-        return forced
+        return forced_routes(value) if isinstance(value, str) else value or {}
 
     @field_validator("kv_types", "draft_kv_types", mode="before")
     @classmethod

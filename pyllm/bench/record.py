@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,20 +46,38 @@ def digest(sources: Iterable[str], root: Path = ROOT) -> str:
     return total.hexdigest()
 
 
-def write(path: Path, *, device: str, driver: str, cuda: str, commit: str, commands: list[str], sources: Iterable[str], results: dict[str, Any]) -> None:
-    """Write a record: ``results`` with where and from what they come."""
-    names = list(sources)
-    record = {
+#: What `ci/gpu` runs, in this order; results of `sweep` and `speed` are the files of these names.
+ATTENTION_COMMANDS = (
+    "ci/gpu",
+    "attention-check sweep 1 0 20000 sweep1.json",
+    "attention-check sweep 20261 0 20000 sweep20261.json",
+    "attention-check speed speed.json < native/tests/shapes.txt",
+    "attention-check faults > faults.txt",
+)
+
+
+def attention(results: Path, commit: str) -> dict[str, Any]:
+    """The record of a folder with ``sweep*.json``, ``speed.json``, ``faults.txt`` and ``log.txt``, as ``ci/gpu`` leaves it.
+
+    The last line of ``log.txt`` is the device's name and its driver, the first names the CUDA release of the build.
+    """
+    log = (results / "log.txt").read_text(encoding="utf-8").splitlines()
+    device, driver = (word.strip() for word in log[-1].split(","))
+    release = re.search(r"release ([0-9.]+)", log[0])
+    return {
         "device": device,
         "driver": driver,
-        "cuda": cuda,
+        "cuda": release[1] if release else log[0],
         "commit": commit,
-        "commands": commands,
-        "sources": names,
-        "sources_sha256": digest(names),
-        "results": results,
+        "commands": list(ATTENTION_COMMANDS),
+        "sources": list(ATTENTION_SOURCES),
+        "sources_sha256": digest(ATTENTION_SOURCES),
+        "results": {
+            "sweeps": [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("sweep*.json"))],
+            "speed": json.loads((results / "speed.json").read_text(encoding="utf-8")),
+            "faults": [line for line in (results / "faults.txt").read_text(encoding="utf-8").splitlines() if line.startswith(("ok", "FAILED"))],
+        },
     }
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def stale(path: Path) -> str:
@@ -69,3 +89,7 @@ def stale(path: Path) -> str:
     if digest(record["sources"]) != record["sources_sha256"]:
         return f"its sources have changed since commit {record['commit']}: measure again with {record['commands'][0]}"
     return ""
+
+
+if __name__ == "__main__":  # python -m pyllm.bench.record FOLDER COMMIT > repro/results/attention-DEVICE.json
+    print(json.dumps(attention(Path(sys.argv[1]), sys.argv[2]), indent=1))

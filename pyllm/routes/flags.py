@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from pyllm.config import NGRAM_TYPES, EngineConfig, KvType, Phase, Route, Settings, SpecConfig, check_batch
+from pyllm.config import NGRAM_TYPES, KvType, Phase, Route, Settings, SpecConfig, check_batch, forced_routes
 from pyllm.errors import ConfigError
 from pyllm.routes.architectures import ROLLS_BACK
 
 if TYPE_CHECKING:
+    from pyllm.config import EngineConfig
     from pyllm.routes.header import Header
 
 #: Upstream's default depth of prediction heads; the same as in :mod:`pyllm.engine.core`, whose import loads the engine.
@@ -56,7 +57,7 @@ class Flags(Settings):
     @field_validator("force_route", mode="before")
     @classmethod
     def _routes(cls, value: object) -> object:
-        return EngineConfig._routes(value)  # noqa: SLF001 - one reading of the flag
+        return forced_routes(value) if isinstance(value, str) else value or {}
 
     @field_validator("tensor_split")
     @classmethod
