@@ -6,7 +6,7 @@ Names and meanings are llama.cpp's (``llama-server --help``); ``SpecConfig`` als
 from __future__ import annotations
 
 import difflib
-from pathlib import Path  # noqa: TC003 - pydantic reads it at run time
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,13 +16,18 @@ from pyllm.errors import ConfigError
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 Route = Literal["vec", "tile", "mma", "sparse", "reference"]
 Phase = Literal["prefill", "decode", "verify", "draft"]
-SpecType = Literal["draft-mtp", "draft-dflash", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod"]
+SpecType = Literal["draft-mtp", "draft-dflash", "draft-simple", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod"]
+Verification = Literal["exact", "rejection"]
 
 #: Short names people write, and upstream's names for them.
-SPEC_ALIASES = {"mtp": "draft-mtp", "dflash": "draft-dflash", "ngram": "ngram-map-k"}
+SPEC_ALIASES = {"mtp": "draft-mtp", "dflash": "draft-dflash", "draft": "draft-simple", "ngram": "ngram-map-k"}
 
 #: Types that need no draft model and no prediction heads.
 NGRAM_TYPES = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod")
+
+
+#: Types that cannot do without a draft model's file, and what that file is.
+MODEL_TYPES = {"draft-dflash": "DFlash drafter", "draft-simple": "small model of the same vocabulary"}
 
 
 class Settings(BaseModel):
@@ -74,10 +79,22 @@ def forced_routes(text: str) -> dict[str, str]:
 
 
 class SpecConfig(Settings):
-    """How to draft. ``n_max`` None is the type's default: 3 for heads, the block for DFlash, 48 for n-grams."""
+    """How to draft. ``types`` are asked in this order, the next one where the one before has nothing.
+
+    ``n_max`` None is the type's default: 3 for heads and draft models, the block for DFlash, 48 for n-grams. With ``depth_control`` it is the
+    most that a slot drafts: how many pay is measured while it runs, and may be none. ``ctx`` is the drafter's context in tokens per slot, 0 for the
+    target's; a shorter one sees the recent past only. ``gpu_layers`` and ``devices`` place the draft model, by default as the target.
+    ``verification`` at a temperature: ``exact`` draws as without speculation and keeps drafts that are drawn, with the same text for the same
+    seed; ``rejection`` samples the drafts too and accepts with min(1, p/q), the same distribution with more accepted.
+    """
 
     types: tuple[SpecType, ...] = Field(min_length=1)
     n_max: Annotated[int, Field(ge=1, le=4096)] | None = None
+    depth_control: bool = True
+    verification: Verification = "exact"
+    ctx: Annotated[int, Field(ge=0, le=2**30)] = 0
+    gpu_layers: int | None = None
+    devices: tuple[str, ...] = ()
     n_min: Annotated[int, Field(ge=0, le=4096)] = 0
     p_min: Annotated[float, Field(ge=0, le=1)] = 0.0
     ngram_size_n: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -117,7 +134,7 @@ class SpecConfig(Settings):
     @property
     def needs_model(self) -> bool:
         """Whether a type can only work with a draft model of its own file."""
-        return "draft-dflash" in self.types
+        return any(name in MODEL_TYPES for name in self.types)
 
 
 class EngineConfig(Settings):
@@ -126,10 +143,16 @@ class EngineConfig(Settings):
     ``ctx`` counts KV cells over all slots, as ``-c`` does: each slot holds ``ctx / slots`` tokens, or up to all of them with
     ``unified``. 0 is the length that the model was trained with. ``force_route`` (a route for all phases, ``"decode=vec,verify=mma"`` or a
     dict) and ``allow_cpu_attention`` hold for the whole process: they are about its devices.
+
+    ``draft`` are the GGUF files of the drafters that ``spec`` names; what each is for is read from the file.
+    ``context_shift`` goes on in a full slot: after the first ``keep`` tokens of its prompt (a request's ``keep``), half of the rest is dropped.
+    ``cache_bytes`` is what checkpoints and evicted conversations may take in memory; ``checkpoint_every`` tokens of a prompt a checkpoint is taken
+    where the memory cannot go back by itself (sliding windows, recurrent state), and before each turn that a request names.
+    ``crash_reports`` is a folder: what still ends the process leaves a report there.
     """
 
     model: Path
-    draft: Path | None = None
+    draft: tuple[Path, ...] = ()
     spec: SpecConfig | None = None
     slots: Annotated[int, Field(ge=1, le=256)] = 1
     ctx: Annotated[int, Field(ge=0, le=2**30)] = 0
@@ -139,6 +162,10 @@ class EngineConfig(Settings):
     draft_kv_types: tuple[KvType, KvType] = ("f16", "f16")
     unified: bool = False
     swa_full: bool = False
+    context_shift: bool = False
+    cache_bytes: Annotated[int, Field(ge=0, le=2**50)] = 2**30
+    checkpoint_every: Annotated[int, Field(ge=1, le=2**30)] = 4096
+    crash_reports: Path | None = None
     flash_attn: Literal["auto", "on", "off"] = "auto"
     threads: Annotated[int, Field(ge=0, le=512)] = 0
     gpu_layers: int = -1
@@ -154,6 +181,13 @@ class EngineConfig(Settings):
     def _spec(cls, value: Any) -> SpecConfig | None:
         return SpecConfig.of(value)
 
+    @field_validator("draft", mode="before")
+    @classmethod
+    def _drafts(cls, value: object) -> object:
+        if value is None:
+            return ()
+        return (value,) if isinstance(value, str | Path) else value
+
     @field_validator("force_route", mode="before")
     @classmethod
     def _routes(cls, value: object) -> object:
@@ -166,12 +200,14 @@ class EngineConfig(Settings):
 
     @model_validator(mode="after")
     def _together(self) -> EngineConfig:
-        if self.draft is not None and self.spec is None:
-            raise ConfigError(f"a draft model `{self.draft}` is given without a drafter type", "add spec, for example spec='mtp' or spec='dflash'")
-        if self.draft is None and self.spec is not None and self.spec.needs_model:
-            raise ConfigError("`draft-dflash` needs a draft model", "give draft, the GGUF of a DFlash drafter")
-        if self.draft is not None and self.spec is not None and all(name in NGRAM_TYPES for name in self.spec.types):
-            raise ConfigError(f"drafter type `{','.join(self.spec.types)}` uses no draft model, but `{self.draft}` is given", "leave draft out")
+        files = ", ".join(str(path) for path in self.draft)
+        if self.draft and self.spec is None:
+            raise ConfigError(f"a draft model `{files}` is given without a drafter type", "add spec, for example spec='mtp' or spec='dflash'")
+        if not self.draft and self.spec is not None and self.spec.needs_model:
+            name = next(name for name in self.spec.types if name in MODEL_TYPES)
+            raise ConfigError(f"`{name}` needs a draft model", f"give draft, the GGUF of a {MODEL_TYPES[name]}")
+        if self.draft and self.spec is not None and all(name in NGRAM_TYPES for name in self.spec.types):
+            raise ConfigError(f"drafter type `{','.join(self.spec.types)}` uses no draft model, but `{files}` is given", "leave draft out")
         if self.batch < self.slots:
             raise ConfigError(
                 f"a batch of {self.batch} tokens cannot hold one token for each of {self.slots} slots",
@@ -200,7 +236,14 @@ def check_batch(*, batch: int, slots: int, depth: int) -> None:
 
 
 class SamplingParams(Settings):
-    """One request. ``temperature`` 0 is greedy; ``seed`` None is random; ``speculate`` False decodes it without drafts."""
+    """One request. ``temperature`` 0 is greedy; ``seed`` None is random.
+
+    ``speculate`` False decodes it without drafts; ``draft_depth`` is the most it drafts, 0 as well as False. ``grammar`` is GBNF, ``json_schema`` a
+    schema as a dict or text. ``logprobs`` N gives, for each token, its log-probability and those of the N best, before sampling. ``timeout``
+    counts seconds from submission; the request then ends with what it has. A higher ``priority`` is admitted first. ``slot`` asks for one slot.
+    ``keep`` tokens of the prompt stay when the context is shifted. ``turns`` are positions in the prompt where a turn of the conversation begins:
+    checkpoints are taken there.
+    """
 
     max_tokens: Annotated[int, Field(ge=1, le=2**30)] = 128
     temperature: Annotated[float, Field(ge=0, le=1e6)] = 0.8
@@ -213,8 +256,18 @@ class SamplingParams(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    logit_bias: dict[int, float] = Field(default_factory=dict)
+    grammar: str | None = None
+    json_schema: dict[str, Any] | str | None = None
+    logprobs: Annotated[int, Field(ge=0, le=128)] | None = None
     speculate: bool = True
+    draft_depth: Annotated[int, Field(ge=0, le=4096)] | None = None
     cache_prompt: bool = True
+    keep: Annotated[int, Field(ge=0, le=2**30)] = 0
+    turns: tuple[int, ...] = ()
+    timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    slot: Annotated[int, Field(ge=0, le=255)] | None = None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -223,3 +276,9 @@ class SamplingParams(Settings):
         if isinstance(words, list | tuple) and any(word == "" for word in words):
             raise ConfigError("a stop string is empty", "leave it out: an empty string stops at once")
         return words
+
+    @model_validator(mode="after")
+    def _one_grammar(self) -> SamplingParams:
+        if self.grammar is not None and self.json_schema is not None:
+            raise ConfigError("both grammar and json_schema are given", "give one of them")
+        return self

@@ -282,6 +282,14 @@ pyllm_status pyllm_context_enable_layer_input(pyllm_context * handle, int32_t la
     });
 }
 
+pyllm_status pyllm_context_get_tap(pyllm_context * handle, int32_t layer, bool * enabled) {
+    return guard([&] {
+        const context_state & state = *not_null(handle, "context")->state;
+        require(layer >= -1, PYLLM_INVALID_ARGUMENT, format("layer %d is not -1 (hidden rows) or a layer", layer));
+        *not_null(enabled, "enabled") = layer == -1 ? state.nextn : (size_t) layer < state.layer_inputs.size() && state.layer_inputs[(size_t) layer];
+    });
+}
+
 pyllm_status pyllm_context_get_layer_input(pyllm_context * handle, int32_t layer, const float ** rows, int32_t * n_rows, int32_t * n) {
     return guard([&] {
         context_state & state = *not_null(handle, "context")->state;

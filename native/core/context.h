@@ -30,6 +30,8 @@ struct context_state {
     int32_t           n_rows = 0; // of the last decode
     std::vector<bool> layer_inputs; // taps that are on
     bool              nextn = false;
+    std::vector<uint64_t> device_states; // by sequence: number of the state that lies on the device, 0 for none
+    uint64_t          n_device_states = 0;
 
     ~context_state();
     void check_seq(int32_t seq) const;

@@ -1,86 +1,42 @@
 #include "core/batch.h"
 #include "core/context.h"
 #include "core/error.h"
-#include "core/library.h"
+#include "core/link.h"
 #include "core/model.h"
-#include "draft/context_size.h"
-#include "draft/target_match.h"
-
-#include "llama-ext.h"
-#include "speculative.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 
-// Drafting for all sequences of one target, on top of upstream's common_speculative.
+// A chain of drafters for all sequences of one target: each sequence gets the draft of the first that has one.
 struct pyllm_drafter {
     std::shared_ptr<pyllm::context_state> target;
-    std::shared_ptr<llama_model>          draft_model; // empty: inside the target's file, or none
-    std::unique_ptr<common_threadpools>   threadpools;
-    llama_context_ptr                     ctx;         // of the draft; empty for n-gram types
-    common_speculative_ptr                spec;
-
-    int32_t n_seq = 0;
-    bool    shares_memory = false;
-    bool    chained_heads = false;
-
-    std::vector<llama_tokens> history; // per sequence: what the target's memory holds
-    std::vector<llama_tokens> results;
-    std::vector<bool>         healthy; // false: its draft memory is behind; no drafts until the sequence begins anew
+    std::vector<std::unique_ptr<pyllm::chain_link>> links;
+    std::vector<std::string>  types;
+    std::vector<llama_tokens> history; // by sequence: what the target's memory holds
     std::vector<int32_t>      n_last;  // tokens of the last draft, for accept
-    pyllm_drafter_stats       stats = {};
+    std::vector<int32_t>      drafted_by; // link of the last draft, -1: none
+    std::vector<pyllm::draft::request> requests;
 
-    ~pyllm_drafter() {
-        spec.reset(); // detaches its samplers from the contexts
-        if (ctx) {
-            llama_detach_threadpool(ctx.get());
-        }
-    }
+    int32_t n_seq() const { return (int32_t) history.size(); }
 };
 
 using namespace pyllm;
 
 namespace {
 
-const common_speculative_type known_types[] = {
-    COMMON_SPECULATIVE_TYPE_DRAFT_MTP,   COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH,   COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE,
-    COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K, COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K4V, COMMON_SPECULATIVE_TYPE_NGRAM_MOD,
+// The chain's state: this, and the bytes of each link.
+struct chain_header {
+    char     magic[4];
+    uint32_t version;
+    uint32_t n_links;
+    uint32_t partial;
 };
-
-std::vector<common_speculative_type> parse_types(const char * text) {
-    std::string known;
-    for (const auto type : known_types) {
-        known += (known.empty() ? "" : ", ") + common_speculative_type_to_str(type);
-    }
-    std::vector<common_speculative_type> types;
-    std::string rest = text == nullptr ? "" : text;
-    require(!rest.empty(), PYLLM_INVALID_ARGUMENT, "no drafter type is given", "choose from " + known);
-    while (!rest.empty()) {
-        const size_t comma = rest.find(',');
-        const std::string name = rest.substr(0, comma);
-        rest = comma == std::string::npos ? "" : rest.substr(comma + 1);
-        const auto found = std::find_if(std::begin(known_types), std::end(known_types), [&](auto type) { return common_speculative_type_to_str(type) == name; });
-        require(found != std::end(known_types), PYLLM_INVALID_ARGUMENT, format("no drafter type is named `%s`", name.c_str()), "choose from " + known);
-        require(std::find(types.begin(), types.end(), *found) == types.end(), PYLLM_INVALID_ARGUMENT, format("drafter type `%s` is given twice", name.c_str()));
-        types.push_back(*found);
-    }
-    return types;
-}
-
-bool contains(const std::vector<common_speculative_type> & types, common_speculative_type type) {
-    return std::find(types.begin(), types.end(), type) != types.end();
-}
-
-// Switches on the taps that a DFlash drafter reads.
-void enable_taps(const llama_model * model_dft, context_state & target) {
-    require(model_block_size(model_dft) >= 2, PYLLM_MODEL_FORMAT, format("the DFlash drafter's block size is %d; at least 2 are needed", model_block_size(model_dft)));
-    const int32_t * layers = llama_model_target_layer_ids(model_dft);
-    for (uint32_t i = 0; i < llama_model_target_layer_ids_n(model_dft); ++i) {
-        enable_layer_input(target, layers[i], true);
-    }
-}
+constexpr char     MAGIC[4] = { 'P', 'Y', 'D', 'R' };
+constexpr uint32_t VERSION  = 1;
 
 void check_seq(const pyllm_drafter & drafter, int32_t seq) {
-    require(seq >= 0 && seq < drafter.n_seq, PYLLM_INVALID_ARGUMENT, format("sequence %d is not in [0, %d)", seq, drafter.n_seq));
+    require(seq >= 0 && seq < drafter.n_seq(), PYLLM_INVALID_ARGUMENT, format("sequence %d is not in [0, %d)", seq, drafter.n_seq()));
 }
 
 void check_tokens(const pyllm_drafter & drafter, const int32_t * tokens, int32_t n) {
@@ -91,31 +47,49 @@ void check_tokens(const pyllm_drafter & drafter, const int32_t * tokens, int32_t
     }
 }
 
-llama_context_ptr create_context(llama_model * model, const context_state & target, const pyllm_drafter_params & params, bool mtp, int32_t n_max, int32_t n_threads) {
-    llama_context_params cparams = llama_context_default_params();
-    // As many tokens per sequence as the target: a draft's memory holds what the target's holds.
-    cparams.n_ctx           = llama_n_ctx(target.ctx);
-    cparams.n_seq_max       = llama_n_seq_max(target.ctx);
-    cparams.n_batch         = llama_n_batch(target.ctx);
-    cparams.n_ubatch        = llama_n_ubatch(target.ctx);
-    cparams.n_rs_seq        = 0;
-    cparams.ctx_type        = mtp ? LLAMA_CONTEXT_TYPE_MTP : LLAMA_CONTEXT_TYPE_DEFAULT;
-    cparams.ctx_other       = target.ctx;
-    cparams.kv_unified      = target.kv_unified;
-    cparams.type_k          = (ggml_type) params.type_k;
-    cparams.type_v          = (ggml_type) params.type_v;
-    cparams.n_threads       = n_threads;
-    cparams.n_threads_batch = n_threads;
-    cparams.no_perf         = true;
-    // One row per sequence and step; a block drafter reads all of its block at once.
-    cparams.n_outputs_max         = cparams.n_seq_max;
-    cparams.n_outputs_max_per_seq = mtp ? 1 : (uint32_t) n_max + 1;
-    size_block_context(cparams, model, n_max, (int32_t) cparams.n_seq_max);
-    log_errors_clear();
-    const abort_is_exception caught;
-    llama_context_ptr ctx(llama_init_from_model(model, cparams));
-    require(ctx != nullptr, PYLLM_UNSUPPORTED, "the draft context could not be created: " + log_errors(), "use a smaller context or fewer slots, or run without this drafter");
-    return ctx;
+void check_request(const pyllm_drafter & drafter, const pyllm_draft_request & request) {
+    check_seq(drafter, request.seq);
+    check_tokens(drafter, &request.last, 1);
+    require(request.pos >= 0, PYLLM_INVALID_ARGUMENT, format("position %d is negative", request.pos));
+    require(request.n_max >= 0 && (request.n_max == 0 || request.tokens != nullptr), PYLLM_INVALID_ARGUMENT, format("n_max %d is negative, or tokens is NULL", request.n_max));
+    require(std::isfinite(request.temperature), PYLLM_INVALID_ARGUMENT, format("temperature %g is not a number", (double) request.temperature));
+    require((request.q_ids == nullptr) == (request.q_probs == nullptr), PYLLM_INVALID_ARGUMENT, "one of q_ids and q_probs is NULL and the other is not");
+    require(request.pos < INT32_MAX - request.n_max - 1, PYLLM_INVALID_ARGUMENT, format("position %d + n_max %d is over 2^31", request.pos, request.n_max));
+}
+
+bool to_partial(int32_t flags) {
+    require(flags == PYLLM_STATE_WHOLE || flags == PYLLM_STATE_PARTIAL, PYLLM_INVALID_ARGUMENT, format("state flags %d are not 0 (whole) or 1 (partial)", flags));
+    return flags == PYLLM_STATE_PARTIAL;
+}
+
+std::vector<uint64_t> link_sizes(pyllm_drafter & drafter, int32_t seq, bool partial) {
+    std::vector<uint64_t> sizes;
+    for (const auto & link : drafter.links) {
+        sizes.push_back(link->state_size(seq, partial));
+    }
+    return sizes;
+}
+
+size_t total_size(const std::vector<uint64_t> & sizes) {
+    size_t total = sizeof(chain_header) + sizes.size() * sizeof(uint64_t);
+    for (const uint64_t size : sizes) {
+        total += size;
+    }
+    return total;
+}
+
+void check_params(const pyllm_drafter_params & params) {
+    require(params.n_max <= 4096 && params.n_min <= 4096, PYLLM_INVALID_ARGUMENT, format("n_max %d or n_min %d is over 4096", params.n_max, params.n_min));
+    require(params.p_min >= 0.0f && params.p_min <= 1.0f, PYLLM_INVALID_ARGUMENT, format("p_min %g is not in [0, 1]", (double) params.p_min));
+    require(params.n_threads >= 0 && params.n_threads <= GGML_MAX_N_THREADS, PYLLM_INVALID_ARGUMENT, format("n_threads %d is not in [0, %d]", params.n_threads, GGML_MAX_N_THREADS));
+    require(params.n_ctx <= (1u << 30), PYLLM_INVALID_ARGUMENT, format("n_ctx %u is not in [0, 2^30]", params.n_ctx));
+    require(params.device_sampling >= -1 && params.device_sampling <= 1, PYLLM_INVALID_ARGUMENT, format("device_sampling %d is not -1, 0 or 1", params.device_sampling));
+    for (const int32_t value : { params.ngram_size_n, params.ngram_size_m, params.ngram_min_hits }) {
+        require(value <= 1024, PYLLM_INVALID_ARGUMENT, format("n-gram size %d is over 1024", value));
+    }
+    for (const int32_t type : { params.type_k, params.type_v }) {
+        require(type >= 0 && type < GGML_TYPE_COUNT && pyllm_kv_type_from_name(pyllm_kv_type_name(type)) == type, PYLLM_INVALID_ARGUMENT, format("%d is not a KV cache type", type));
+    }
 }
 
 } // namespace
@@ -126,90 +100,33 @@ pyllm_drafter_params pyllm_drafter_params_default(void) {
     pyllm_drafter_params params = {};
     params.type_k = GGML_TYPE_F16;
     params.type_v = GGML_TYPE_F16;
+    params.device_sampling = -1;
     return params;
 }
 
-pyllm_status pyllm_drafter_create(pyllm_context * target_handle, pyllm_model * draft_handle, const pyllm_drafter_params * params, pyllm_drafter ** out) {
+pyllm_status pyllm_drafter_create(pyllm_context * target, pyllm_drafter ** out) {
     return guard([&] {
-        const std::shared_ptr<context_state> target = not_null(target_handle, "target")->state;
-        not_null(params, "params");
+        const std::shared_ptr<context_state> state = not_null(target, "target")->state;
         *not_null(out, "out") = nullptr;
-        const auto types = parse_types(params->types);
-        const bool mtp    = contains(types, COMMON_SPECULATIVE_TYPE_DRAFT_MTP);
-        const bool dflash = contains(types, COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH);
-        require(mtp || dflash || draft_handle == nullptr, PYLLM_INVALID_ARGUMENT, format("drafter type `%s` uses no draft model, but one is given", params->types),
-                "leave the draft model out, or add draft-mtp or draft-dflash");
-        require(target->rollback != PYLLM_ROLLBACK_NONE, PYLLM_UNSUPPORTED, "rejected tokens cannot be taken out of this model's memory");
-        require(params->n_max <= 4096 && params->n_min <= 4096, PYLLM_INVALID_ARGUMENT, format("n_max %d or n_min %d is over 4096", params->n_max, params->n_min));
-        require(params->p_min >= 0.0f && params->p_min <= 1.0f, PYLLM_INVALID_ARGUMENT, format("p_min %g is not in [0, 1]", (double) params->p_min));
-        require(params->n_threads >= 0 && params->n_threads <= GGML_MAX_N_THREADS, PYLLM_INVALID_ARGUMENT, format("n_threads %d is not in [0, %d]", params->n_threads, GGML_MAX_N_THREADS));
-        for (const int32_t value : { params->ngram_size_n, params->ngram_size_m, params->ngram_min_hits }) {
-            require(value <= 1024, PYLLM_INVALID_ARGUMENT, format("n-gram size %d is over 1024", value));
-        }
-        for (const int32_t type : { params->type_k, params->type_v }) {
-            require(type >= 0 && type < GGML_TYPE_COUNT && pyllm_kv_type_from_name(pyllm_kv_type_name(type)) == type, PYLLM_INVALID_ARGUMENT, format("%d is not a KV cache type", type));
-        }
-
+        require(state->rollback != PYLLM_ROLLBACK_NONE, PYLLM_UNSUPPORTED, "rejected tokens cannot be taken out of this model's memory");
         auto drafter = std::make_unique<pyllm_drafter>();
-        drafter->target = target;
-        drafter->n_seq  = (int32_t) llama_n_seq_max(target->ctx);
-
-        common_params_speculative spec;
-        spec.types = types;
-        if (params->n_max > 0) {
-            spec.draft.n_max = params->n_max;
-        } else if (dflash && draft_handle != nullptr) {
-            spec.draft.n_max = std::max(1, model_block_size(draft_handle->model.get()) - 1);
-        }
-        spec.draft.n_min = std::max(0, params->n_min);
-        spec.draft.p_min = params->p_min;
-        for (common_params_speculative_ngram_map * map : { &spec.ngram_simple, &spec.ngram_map_k, &spec.ngram_map_k4v }) {
-            map->size_n   = params->ngram_size_n > 0 ? (uint16_t) params->ngram_size_n : map->size_n;
-            map->size_m   = params->ngram_size_m > 0 ? (uint16_t) params->ngram_size_m : map->size_m;
-            map->min_hits = params->ngram_min_hits > 0 ? (uint16_t) params->ngram_min_hits : map->min_hits;
-        }
-        if (params->ngram_size_n > 0) {
-            spec.ngram_mod.n_match = params->ngram_size_n;
-        }
-        if (params->ngram_size_m > 0) {
-            spec.ngram_mod.n_max = params->ngram_size_m;
-            spec.ngram_mod.n_min = std::min(spec.ngram_mod.n_min, params->ngram_size_m);
-        }
-
-        if (mtp || dflash) {
-            const auto mismatch = find_target_mismatch(draft_handle != nullptr ? draft_handle->model.get() : nullptr, target->model.get(), types);
-            require(mismatch.message.empty(), mismatch.unsupported ? PYLLM_UNSUPPORTED : PYLLM_INCOMPATIBLE, mismatch.message, mismatch.hint);
-            require(!mtp || (draft_handle != nullptr ? draft_handle->has_mtp : target->has_mtp), PYLLM_INVALID_ARGUMENT, "the model's prediction heads were not loaded", "load it with load_mtp");
-            if (dflash) {
-                enable_taps(draft_handle->model.get(), *target);
-            }
-            if (draft_handle != nullptr) {
-                drafter->draft_model = draft_handle->model;
-            }
-            llama_model * model = draft_handle != nullptr ? draft_handle->model.get() : target->model.get();
-            const int32_t n_threads = params->n_threads != 0 ? params->n_threads : target->n_threads;
-            drafter->ctx = create_context(model, *target, *params, mtp, spec.draft.n_max, n_threads);
-            // A DFlash context has the target as its other context too, for embeddings and output head, but a memory of its own.
-            drafter->shares_memory = mtp && llama_get_ctx_other(drafter->ctx.get()) == target->ctx;
-            drafter->chained_heads = mtp && !drafter->shares_memory && llama_model_n_layer_nextn(model) > 1;
-            common_params threads;
-            threads.cpuparams.n_threads = threads.cpuparams_batch.n_threads = n_threads;
-            drafter->threadpools = std::make_unique<common_threadpools>();
-            drafter->threadpools->init(drafter->ctx.get(), threads);
-            spec.draft.ctx_tgt = target->ctx;
-            spec.draft.ctx_dft = drafter->ctx.get();
-        }
-        log_errors_clear();
-        drafter->spec.reset(common_speculative_init(spec, (uint32_t) drafter->n_seq));
-        require(drafter->spec != nullptr, PYLLM_UNSUPPORTED, "upstream made no drafter: " + log_errors());
-        if (mtp) {
-            target->nextn = true;
-        }
-        drafter->history.resize((size_t) drafter->n_seq);
-        drafter->results.resize((size_t) drafter->n_seq);
-        drafter->healthy.assign((size_t) drafter->n_seq, true);
-        drafter->n_last.assign((size_t) drafter->n_seq, 0);
+        drafter->target = state;
+        const size_t n_seq = llama_n_seq_max(state->ctx);
+        drafter->history.resize(n_seq);
+        drafter->n_last.assign(n_seq, 0);
+        drafter->drafted_by.assign(n_seq, -1);
         *out = drafter.release();
+    });
+}
+
+pyllm_status pyllm_drafter_add(pyllm_drafter * drafter, const char * type, pyllm_model * draft_model, const pyllm_drafter_params * params) {
+    return guard([&] {
+        not_null(drafter, "drafter");
+        const std::string name = not_null(type, "type");
+        check_params(*not_null(params, "params"));
+        require(std::find(drafter->types.begin(), drafter->types.end(), name) == drafter->types.end(), PYLLM_INVALID_ARGUMENT, format("drafter type `%s` is given twice", name.c_str()));
+        drafter->links.push_back(make_link(drafter->target, name, draft_model, *params));
+        drafter->types.push_back(name);
     });
 }
 
@@ -219,18 +136,24 @@ pyllm_status pyllm_drafter_get_info(pyllm_drafter * drafter, pyllm_drafter_info 
     return guard([&] {
         not_null(drafter, "drafter");
         *not_null(info, "info") = {};
-        info->n_max         = common_speculative_n_max(drafter->spec.get());
-        info->n_seq         = drafter->n_seq;
-        info->has_context   = drafter->ctx != nullptr;
-        info->n_ubatch      = drafter->ctx ? (int32_t) llama_n_ubatch(drafter->ctx.get()) : 0;
-        info->shares_memory = drafter->shares_memory;
-        info->chained_heads = drafter->chained_heads;
-        info->can_shift     = !drafter->ctx || llama_memory_can_shift(llama_get_memory(drafter->ctx.get()));
+        info->n_seq     = drafter->n_seq();
+        info->n_links   = (int32_t) drafter->links.size();
+        info->can_shift = true;
+        for (const auto & link : drafter->links) {
+            info->n_max      = std::max(info->n_max, link->n_max());
+            info->needs_rows = info->needs_rows || link->needs_rows();
+            info->can_shift  = info->can_shift && link->can_shift();
+        }
     });
 }
 
-pyllm_status pyllm_drafter_get_stats(const pyllm_drafter * drafter, pyllm_drafter_stats * stats) {
-    return guard([&] { *not_null(stats, "stats") = not_null(drafter, "drafter")->stats; });
+pyllm_status pyllm_drafter_get_link(pyllm_drafter * drafter, int32_t index, pyllm_drafter_link_info * info) {
+    return guard([&] {
+        not_null(drafter, "drafter");
+        *not_null(info, "info") = {};
+        require(index >= 0 && (size_t) index < drafter->links.size(), PYLLM_INVALID_ARGUMENT, format("link %d is not in [0, %zu)", index, drafter->links.size()));
+        drafter->links[(size_t) index]->get_info(*info);
+    });
 }
 
 pyllm_status pyllm_drafter_process(pyllm_drafter * drafter, const pyllm_batch * batch) {
@@ -240,18 +163,11 @@ pyllm_status pyllm_drafter_process(pyllm_drafter * drafter, const pyllm_batch * 
         require(batch->context == drafter->target, PYLLM_INVALID_ARGUMENT, "the batch belongs to another context than the drafter's target");
         require(drafter->target->n_rows == batch->tokens.size() && batch->tokens.size() > 0, PYLLM_INVALID_ARGUMENT,
                 format("the batch has %d tokens, the target's last decode had %d", batch->tokens.size(), drafter->target->n_rows), "decode the batch first");
-        if (common_speculative_process(drafter->spec.get(), batch->tokens)) {
-            return;
+        for (const auto & link : drafter->links) {
+            link->check_taps();
         }
-        // Its draft memory has a gap now. Forget it: an empty one may start at any position.
-        drafter->stats.n_failures += 1;
-        for (const auto & token : batch->tokens.tokens) {
-            if (drafter->healthy[(size_t) token.seq_id]) {
-                drafter->healthy[(size_t) token.seq_id] = false;
-                if (drafter->ctx && !drafter->shares_memory) {
-                    llama_memory_seq_rm(llama_get_memory(drafter->ctx.get()), token.seq_id, -1, -1);
-                }
-            }
+        for (const auto & link : drafter->links) {
+            link->process(batch->tokens);
         }
     });
 }
@@ -262,9 +178,11 @@ pyllm_status pyllm_drafter_begin(pyllm_drafter * drafter, int32_t seq, const int
         check_seq(*drafter, seq);
         check_tokens(*drafter, tokens, n_tokens);
         drafter->history[(size_t) seq].assign(tokens, tokens + n_tokens);
-        drafter->healthy[(size_t) seq] = true;
-        drafter->n_last[(size_t) seq]  = 0;
-        common_speculative_begin(drafter->spec.get(), seq, drafter->history[(size_t) seq]);
+        drafter->n_last[(size_t) seq] = 0;
+        drafter->drafted_by[(size_t) seq] = -1;
+        for (const auto & link : drafter->links) {
+            link->begin(seq, drafter->history[(size_t) seq]);
+        }
     });
 }
 
@@ -272,51 +190,41 @@ pyllm_status pyllm_drafter_draft(pyllm_drafter * drafter, pyllm_draft_request * 
     return guard([&] {
         not_null(drafter, "drafter");
         require(n_requests >= 0 && (n_requests == 0 || requests != nullptr), PYLLM_INVALID_ARGUMENT, format("n_requests %d is negative, or requests is NULL", n_requests));
-        std::vector<bool> seen((size_t) drafter->n_seq, false);
+        std::vector<bool> seen((size_t) drafter->n_seq(), false);
         for (int32_t i = 0; i < n_requests; ++i) {
-            const pyllm_draft_request & request = requests[i];
-            check_seq(*drafter, request.seq);
-            check_tokens(*drafter, &request.last, 1);
-            require(!seen[(size_t) request.seq], PYLLM_INVALID_ARGUMENT, format("sequence %d is asked for twice", request.seq));
-            seen[(size_t) request.seq] = true;
-            require(request.pos >= 0, PYLLM_INVALID_ARGUMENT, format("position %d is negative", request.pos));
-            require(request.n_max >= 0 && (request.n_max == 0 || request.tokens != nullptr), PYLLM_INVALID_ARGUMENT, format("n_max %d is negative, or tokens is NULL", request.n_max));
+            check_request(*drafter, requests[i]);
+            require(!seen[(size_t) requests[i].seq], PYLLM_INVALID_ARGUMENT, format("sequence %d is asked for twice", requests[i].seq));
+            seen[(size_t) requests[i].seq] = true;
         }
+        std::vector<pyllm_draft_request *> open;
         for (int32_t i = 0; i < n_requests; ++i) {
-            pyllm_draft_request & request = requests[i];
-            request.n_tokens = 0;
-            llama_tokens & result = drafter->results[(size_t) request.seq];
-            result.clear();
-            drafter->n_last[(size_t) request.seq] = 0;
-            auto & dp = common_speculative_get_draft_params(drafter->spec.get(), request.seq);
-            dp.drafting = request.n_max > 0 && drafter->healthy[(size_t) request.seq];
-            dp.n_max    = request.n_max;
-            dp.pos0     = request.pos;
-            dp.id_last  = request.last;
-            dp.prompt   = &drafter->history[(size_t) request.seq];
-            dp.result   = &result;
-        }
-        common_speculative_draft(drafter->spec.get());
-        const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(drafter->target->model.get()));
-        for (int32_t i = 0; i < n_requests; ++i) {
-            pyllm_draft_request & request = requests[i];
-            const llama_tokens & result = drafter->results[(size_t) request.seq];
-            if (drafter->ctx && request.n_max > 0) {
-                // What drafting has written is taken back; accepted tokens are processed again from the target's rows.
-                llama_memory_seq_rm(llama_get_memory(drafter->ctx.get()), request.seq, request.pos, -1);
+            requests[i].n_tokens = 0;
+            requests[i].link     = -1;
+            drafter->n_last[(size_t) requests[i].seq] = 0;
+            drafter->drafted_by[(size_t) requests[i].seq] = -1;
+            if (requests[i].n_max > 0) {
+                open.push_back(&requests[i]);
             }
-            int32_t n = std::min((int32_t) result.size(), request.n_max);
-            for (int32_t j = 0; j < n; ++j) {
-                if (result[(size_t) j] < 0 || result[(size_t) j] >= n_vocab) {
-                    drafter->stats.n_failures += 1; // a drafter of NaN logits names no token
-                    n = j;
+        }
+        for (size_t link = 0; link < drafter->links.size() && !open.empty(); ++link) {
+            drafter->requests.clear();
+            for (const pyllm_draft_request * r : open) {
+                drafter->requests.push_back({ r->seq, r->last, r->pos, r->n_max, r->temperature, r->seed, r->tokens, r->q_ids, r->q_probs, 0 });
+            }
+            drafter->links[link]->draft(drafter->requests, drafter->history);
+            std::vector<pyllm_draft_request *> left;
+            for (size_t i = 0; i < open.size(); ++i) {
+                const int32_t n = drafter->requests[i].n_tokens;
+                if (n == 0) {
+                    left.push_back(open[i]);
+                    continue;
                 }
+                open[i]->n_tokens = n;
+                open[i]->link     = (int32_t) link;
+                drafter->n_last[(size_t) open[i]->seq] = n;
+                drafter->drafted_by[(size_t) open[i]->seq] = (int32_t) link;
             }
-            std::copy(result.begin(), result.begin() + n, request.tokens);
-            request.n_tokens = n;
-            drafter->n_last[(size_t) request.seq] = n;
-            drafter->stats.n_drafts  += n > 0;
-            drafter->stats.n_drafted += (uint64_t) n;
+            open = std::move(left);
         }
     });
 }
@@ -328,12 +236,13 @@ pyllm_status pyllm_drafter_accept(pyllm_drafter * drafter, int32_t seq, int32_t 
         check_tokens(*drafter, tokens, n_tokens);
         const int32_t n_last = drafter->n_last[(size_t) seq];
         require(n_accepted >= 0 && n_accepted <= n_last, PYLLM_INVALID_ARGUMENT, format("n_accepted %d is not in [0, %d], the length of the last draft", n_accepted, n_last));
-        drafter->history[(size_t) seq].insert(drafter->history[(size_t) seq].end(), tokens, tokens + n_tokens);
-        if (n_last > 0) {
-            common_speculative_accept(drafter->spec.get(), seq, (uint16_t) n_accepted);
-            drafter->stats.n_accepted += (uint64_t) n_accepted;
-            drafter->n_last[(size_t) seq] = 0;
+        auto & history = drafter->history[(size_t) seq];
+        history.insert(history.end(), tokens, tokens + n_tokens);
+        for (size_t link = 0; link < drafter->links.size(); ++link) {
+            drafter->links[link]->accept(seq, n_tokens > 0 ? n_tokens : 1 + n_accepted, drafter->drafted_by[(size_t) seq] == (int32_t) link ? n_accepted : -1);
         }
+        drafter->n_last[(size_t) seq] = 0;
+        drafter->drafted_by[(size_t) seq] = -1;
     });
 }
 
@@ -341,16 +250,25 @@ pyllm_status pyllm_drafter_truncate(pyllm_drafter * drafter, int32_t seq, int32_
     return guard([&] {
         not_null(drafter, "drafter");
         check_seq(*drafter, seq);
-        require(end >= -1, PYLLM_INVALID_ARGUMENT, format("end %d is not a position", end));
+        require(end >= 0, PYLLM_INVALID_ARGUMENT, format("end %d is not a position", end));
         drafter->n_last[(size_t) seq] = 0;
-        if (end == -1) {
-            return;
-        }
+        drafter->drafted_by[(size_t) seq] = -1;
         auto & history = drafter->history[(size_t) seq];
         history.resize(std::min(history.size(), (size_t) end));
-        if (drafter->ctx && !drafter->shares_memory && !llama_memory_seq_rm(llama_get_memory(drafter->ctx.get()), seq, end == 0 ? -1 : end, -1)) {
-            llama_memory_seq_rm(llama_get_memory(drafter->ctx.get()), seq, -1, -1);
-            drafter->healthy[(size_t) seq] = false;
+        for (const auto & link : drafter->links) {
+            link->truncate(seq, end);
+        }
+    });
+}
+
+pyllm_status pyllm_drafter_reusable(pyllm_drafter * drafter, int32_t seq, int32_t end, int32_t * out) {
+    return guard([&] {
+        not_null(drafter, "drafter");
+        check_seq(*drafter, seq);
+        require(end >= 0, PYLLM_INVALID_ARGUMENT, format("end %d is not a position", end));
+        *not_null(out, "out") = end;
+        for (const auto & link : drafter->links) {
+            *out = std::min(*out, link->reusable(seq, end));
         }
     });
 }
@@ -365,17 +283,109 @@ pyllm_status pyllm_drafter_shift(pyllm_drafter * drafter, int32_t seq, int32_t n
                 format("n_keep %d + n_discard %d is over the %zu tokens of sequence %d", n_keep, n_discard, history.size(), seq));
         history.erase(history.begin() + n_keep, history.begin() + n_keep + n_discard);
         drafter->n_last[(size_t) seq] = 0;
-        if (drafter->ctx && !drafter->shares_memory) {
-            llama_memory_t memory = llama_get_memory(drafter->ctx.get());
-            if (llama_memory_can_shift(memory) && llama_memory_seq_rm(memory, seq, n_keep, n_keep + n_discard)) {
-                llama_memory_seq_add(memory, seq, n_keep + n_discard, -1, -n_discard);
-            } else {
-                llama_memory_seq_rm(memory, seq, -1, -1);
-                drafter->healthy[(size_t) seq] = false;
-            }
+        drafter->drafted_by[(size_t) seq] = -1;
+        for (const auto & link : drafter->links) {
+            link->shift(seq, n_keep, n_discard, history);
         }
-        // The n-gram indexes count from the start of the history, which has moved.
-        common_speculative_begin(drafter->spec.get(), seq, history);
+    });
+}
+
+pyllm_status pyllm_drafter_copy(pyllm_drafter * drafter, int32_t from, int32_t to, int32_t end) {
+    return guard([&] {
+        not_null(drafter, "drafter");
+        check_seq(*drafter, from);
+        check_seq(*drafter, to);
+        require(end >= 0, PYLLM_INVALID_ARGUMENT, format("end %d is not a position", end));
+        require(from != to, PYLLM_INVALID_ARGUMENT, format("sequence %d is to be copied to itself", from));
+        const auto & source = drafter->history[(size_t) from];
+        drafter->history[(size_t) to].assign(source.begin(), source.begin() + (ptrdiff_t) std::min(source.size(), (size_t) end));
+        drafter->n_last[(size_t) to] = 0;
+        drafter->drafted_by[(size_t) to] = -1;
+        for (const auto & link : drafter->links) {
+            link->copy(from, to, end);
+        }
+    });
+}
+
+pyllm_status pyllm_drafter_state_size(pyllm_drafter * drafter, int32_t seq, int32_t flags, size_t * size) {
+    return guard([&] {
+        not_null(drafter, "drafter");
+        check_seq(*drafter, seq);
+        *not_null(size, "size") = total_size(link_sizes(*drafter, seq, to_partial(flags)));
+    });
+}
+
+pyllm_status pyllm_drafter_state_get(pyllm_drafter * drafter, int32_t seq, int32_t flags, uint8_t * data, size_t capacity, size_t * size) {
+    return guard([&] {
+        not_null(drafter, "drafter");
+        check_seq(*drafter, seq);
+        not_null(data, "data");
+        const bool partial = to_partial(flags);
+        const auto sizes = link_sizes(*drafter, seq, partial);
+        *not_null(size, "size") = total_size(sizes);
+        require(*size <= capacity, PYLLM_LIMIT, format("the state has %zu bytes, the buffer %zu", *size, capacity));
+        chain_header head = { {}, VERSION, (uint32_t) sizes.size(), partial };
+        std::memcpy(head.magic, MAGIC, sizeof(MAGIC));
+        std::memcpy(data, &head, sizeof(head));
+        std::memcpy(data + sizeof(head), sizes.data(), sizes.size() * sizeof(uint64_t));
+        size_t at = sizeof(head) + sizes.size() * sizeof(uint64_t);
+        for (size_t link = 0; link < sizes.size(); ++link) {
+            drafter->links[link]->get_state(seq, partial, data + at, sizes[link]);
+            at += sizes[link];
+        }
+    });
+}
+
+pyllm_status pyllm_drafter_state_set(pyllm_drafter * drafter, int32_t seq, int32_t flags, const uint8_t * data, size_t size) {
+    return guard([&] {
+        not_null(drafter, "drafter");
+        check_seq(*drafter, seq);
+        not_null(data, "data");
+        const bool partial = to_partial(flags);
+        try {
+            chain_header head;
+            require(size >= sizeof(head), PYLLM_STATE, format("a drafter's state of %zu bytes is cut short", size));
+            std::memcpy(&head, data, sizeof(head));
+            require(std::memcmp(head.magic, MAGIC, sizeof(MAGIC)) == 0, PYLLM_STATE, "these bytes are not a drafter's state");
+            require(head.version == VERSION, PYLLM_STATE, format("the drafter's state has format %u, this build reads %u", head.version, VERSION));
+            require(head.partial == (partial ? 1u : 0u), PYLLM_STATE, partial ? "the state is whole, a partial one was expected" : "the state is partial, a whole one was expected");
+            const size_t n = drafter->links.size();
+            require(head.n_links == n, PYLLM_STATE, format("the state is that of %u drafters, there are %zu", head.n_links, n), "configure the drafters that it was saved with");
+            require(size - sizeof(head) >= n * sizeof(uint64_t), PYLLM_STATE, format("a drafter's state of %zu bytes is cut short", size));
+            std::vector<uint64_t> sizes(n);
+            std::memcpy(sizes.data(), data + sizeof(head), n * sizeof(uint64_t));
+            size_t at = sizeof(head) + n * sizeof(uint64_t);
+            for (size_t link = 0; link < n; ++link) {
+                require(sizes[link] <= size - at, PYLLM_STATE, format("a drafter's state of %zu bytes is cut short", size));
+                at += sizes[link];
+            }
+            require(at == size, PYLLM_STATE, format("a drafter's state of %zu bytes has %zu more than its parts", size, size - at));
+            at = sizeof(head) + n * sizeof(uint64_t);
+            for (size_t link = 0; link < n; ++link) {
+                drafter->links[link]->set_state(seq, partial, data + at, sizes[link]);
+                at += sizes[link];
+            }
+        } catch (...) {
+            for (const auto & link : drafter->links) {
+                link->truncate(seq, 0); // half a state is none
+            }
+            throw;
+        }
+        drafter->n_last[(size_t) seq] = 0;
+        drafter->drafted_by[(size_t) seq] = -1;
+    });
+}
+
+pyllm_status pyllm_drafter_why(const pyllm_drafter * drafter, int32_t seq, char * text, size_t capacity, size_t * length) {
+    return guard([&] {
+        not_null(drafter, "drafter");
+        check_seq(*drafter, seq);
+        std::string why;
+        for (size_t link = 0; link < drafter->links.size(); ++link) {
+            const std::string reason = drafter->links[link]->why(seq);
+            why += reason.empty() ? "" : (why.empty() ? "" : "; ") + drafter->types[link] + ": " + reason;
+        }
+        copy_text(why, text, capacity, length);
     });
 }
 

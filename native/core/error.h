@@ -1,6 +1,7 @@
 // The thread's last failure, and the wall that no exception passes.
 #pragma once
 
+#include "crash/record.h"
 #include "pyllm.h"
 
 #include <exception>
@@ -29,6 +30,7 @@ void        log_errors_clear();
 std::string log_errors();
 
 template <typename F> pyllm_status guard(F && body) noexcept {
+    crash::guard_thread();
     try {
         body();
         return PYLLM_OK;

@@ -1,5 +1,7 @@
 #include "core/error.h"
 #include "core/library.h"
+#include "crash/record.h"
+#include "crash/report.h"
 
 #include "common.h"
 #include "llama.h"
@@ -41,6 +43,9 @@ void keep_error(const char * text) {
 void on_log(ggml_log_level level, const char * text, void *) {
     std::lock_guard<std::mutex> lock(log_mutex);
     const bool continued = level == GGML_LOG_LEVEL_CONT;
+    if (level != GGML_LOG_LEVEL_DEBUG || log_level.load(std::memory_order_relaxed) <= GGML_LOG_LEVEL_DEBUG) {
+        crash::record_log(level, text);
+    }
     if (level == GGML_LOG_LEVEL_ERROR || (continued && error_open)) {
         error_open = true;
         keep_error(text);
@@ -63,6 +68,7 @@ void on_abort(const char * message) {
         }
         throw failure(PYLLM_INTERNAL, "upstream stopped at an assertion: " + text);
     }
+    crash::remember(message);
     std::fprintf(stderr, "%s\n", message);
     std::fflush(stderr);
 }

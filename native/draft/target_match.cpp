@@ -1,15 +1,20 @@
 #include "draft/target_match.h"
 
 #include "log.h"
+#include "speculative.h"
 
 #include "../src/llama-ext.h" // llama_model_target_layer_ids
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 namespace pyllm {
 
 namespace {
+
+// Tokens by which vocabularies may differ in length.
+constexpr int32_t MAX_PADDING = 128;
 
 const char * const other_drafter = "it was made for another model; give the drafter that was made for this target";
 
@@ -25,7 +30,16 @@ bool contains(const std::vector<common_speculative_type> & types, common_specula
 
 target_mismatch incompatible(const std::string & message) { return { false, message, other_drafter }; }
 
-// Upstream's rule for draft models: sizes equal, and equal text from token 5 on (the first ones are often renamed).
+// Upstream's rule for draft models: equal text from token 5 on (the first ones are often renamed).
+target_mismatch compare_texts(const llama_vocab * dft, const llama_vocab * tgt, int32_t n) {
+    for (int32_t id = 5; id < n; ++id) {
+        if (std::strcmp(llama_vocab_get_text(dft, id), llama_vocab_get_text(tgt, id)) != 0) {
+            return incompatible(string_format("token %d is `%s` for the drafter and `%s` for the target", id, llama_vocab_get_text(dft, id), llama_vocab_get_text(tgt, id)));
+        }
+    }
+    return {};
+}
+
 target_mismatch compare_vocabulary(const llama_model * model_dft, const llama_model * model_tgt) {
     const llama_vocab * dft = llama_model_get_vocab(model_dft);
     const llama_vocab * tgt = llama_model_get_vocab(model_tgt);
@@ -34,12 +48,29 @@ target_mismatch compare_vocabulary(const llama_model * model_dft, const llama_mo
     if (n_dft != n_tgt) {
         return incompatible(string_format("the drafter's vocabulary has %d tokens, the target's %d", n_dft, n_tgt));
     }
-    for (int32_t id = 5; id < n_tgt; ++id) {
-        if (std::strcmp(llama_vocab_get_text(dft, id), llama_vocab_get_text(tgt, id)) != 0) {
-            return incompatible(string_format("token %d is `%s` for the drafter and `%s` for the target", id, llama_vocab_get_text(dft, id), llama_vocab_get_text(tgt, id)));
-        }
+    return compare_texts(dft, tgt, n_tgt);
+}
+
+// A plain draft model: its vocabulary may differ from the target's in padding at the end, by as much as upstream allows.
+target_mismatch compare_simple(const llama_model * model_dft, const llama_model * model_tgt) {
+    if (model_dft == nullptr) {
+        return { true, "`draft-simple` needs a draft model", "give the GGUF of a small model with the target's vocabulary" };
     }
-    return {};
+    const std::string arch = architecture(model_dft);
+    if (arch == "dflash" || arch == "eagle3" || arch == "gemma4-assistant") {
+        return { true, string_format("architecture `%s` cannot draft by itself", arch.c_str()), arch == "gemma4-assistant" ? "its type is draft-mtp" : "its type is draft-" + arch };
+    }
+    const llama_vocab * dft = llama_model_get_vocab(model_dft);
+    const llama_vocab * tgt = llama_model_get_vocab(model_tgt);
+    if (llama_vocab_type(dft) != llama_vocab_type(tgt)) {
+        return incompatible(string_format("the drafter's vocabulary is of type %d, the target's of type %d", (int) llama_vocab_type(dft), (int) llama_vocab_type(tgt)));
+    }
+    const int32_t n_dft = llama_vocab_n_tokens(dft);
+    const int32_t n_tgt = llama_vocab_n_tokens(tgt);
+    if (std::abs(n_dft - n_tgt) > MAX_PADDING) {
+        return incompatible(string_format("the drafter's vocabulary has %d tokens, the target's %d: more than %d apart", n_dft, n_tgt, MAX_PADDING));
+    }
+    return compare_texts(dft, tgt, std::min(n_dft, n_tgt));
 }
 
 target_mismatch compare_width(int32_t n_dft, int32_t n_tgt) {
@@ -98,16 +129,26 @@ target_mismatch compare_layers(const llama_model * model_dft, const llama_model 
 } // namespace
 
 target_mismatch find_target_mismatch(const llama_model * model_dft, const llama_model * model_tgt, const std::vector<common_speculative_type> & types) {
+    std::string with_context; // types that draft with a context of their own
+    int32_t     n_contexts = 0;
+    for (const auto type : { COMMON_SPECULATIVE_TYPE_DRAFT_MTP, COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH, COMMON_SPECULATIVE_TYPE_DRAFT_DSPARK, COMMON_SPECULATIVE_TYPE_DRAFT_EAGLE3,
+                             COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE }) {
+        if (contains(types, type)) {
+            with_context += (n_contexts++ > 0 ? " and `" : "`") + common_speculative_type_to_str(type) + "`";
+        }
+    }
+    if (n_contexts > 1) {
+        return { true, with_context + " together need " + std::to_string(n_contexts) + " draft contexts, and there is one", "choose one of them; ngram types can join any" };
+    }
     const bool mtp    = contains(types, COMMON_SPECULATIVE_TYPE_DRAFT_MTP);
     const bool dflash = contains(types, COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH) || contains(types, COMMON_SPECULATIVE_TYPE_DRAFT_DSPARK);
-    if (mtp && dflash) {
-        return { true, "`draft-mtp` and `draft-dflash` together need two draft contexts, and there is one", "choose one of them; ngram types can join either" };
-    }
     target_mismatch found;
     if (mtp) {
         found = compare_mtp(model_dft, model_tgt);
     } else if (dflash) {
         found = compare_dflash(model_dft, model_tgt);
+    } else if (contains(types, COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE)) {
+        found = compare_simple(model_dft, model_tgt);
     }
     if (found.message.empty() && model_dft != nullptr) {
         found = compare_layers(model_dft, model_tgt);

@@ -8,6 +8,7 @@
 #include "fattn.cuh"
 
 #include "fattn/reference.cuh"
+#include "crash/record.h"
 #include "route/control.h"
 #include "route/node.h"
 #include "route/route.h"
@@ -207,6 +208,7 @@ bool pyllm_fattn_check_graph(int device, const ggml_cgraph * cgraph) {
         ggml_set_op_params_i32(node, decision_param, choice.decision.row);
         const int32_t phase = route::phase_of(choice.key[PYLLM_ROUTE_N_Q]);
         route::count(name.c_str(), choice.decision.route, phase);
+        pyllm::crash::record_attention(name.c_str(), phase, choice.decision, node);
         if (route::tracing()) {
             route::trace(name.c_str(), std::string(route::phase_name(phase)) + " " + route::route_name(choice.decision.route) + " " +
                                            std::to_string(choice.decision.ncols1) + "x" + std::to_string(choice.decision.ncols2) + " row " +

@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a declaration below changes; the package refuses a library with another number. */
-#define PYLLM_ABI_VERSION 2
+#define PYLLM_ABI_VERSION 3
 
 /* ---------------------------------------------------------------- library */
 
@@ -196,6 +196,8 @@ PYLLM_API pyllm_status pyllm_context_get_logits(pyllm_context * context, int32_t
 PYLLM_API pyllm_status pyllm_context_enable_nextn(pyllm_context * context, bool enable, bool masked);
 PYLLM_API pyllm_status pyllm_context_get_nextn(pyllm_context * context, int32_t index, const float ** row, int32_t * n);
 PYLLM_API pyllm_status pyllm_context_enable_layer_input(pyllm_context * context, int32_t layer, bool enable);
+/* Whether the input of a layer, or with layer -1 the hidden rows, are extracted: by the caller, or for a drafter. */
+PYLLM_API pyllm_status pyllm_context_get_tap(pyllm_context * context, int32_t layer, bool * enabled);
 /* All rows of the last decode, n_rows x n floats, row-major in batch order. */
 PYLLM_API pyllm_status pyllm_context_get_layer_input(pyllm_context * context, int32_t layer, const float ** rows, int32_t * n_rows, int32_t * n);
 
@@ -227,11 +229,50 @@ PYLLM_API pyllm_status pyllm_memory_range(pyllm_context * context, int32_t seq, 
 
 /* ---------------------------------------------------------------- state: one sequence's memory as bytes */
 
-enum { PYLLM_STATE_WHOLE = 0, PYLLM_STATE_PARTIAL = 1 }; /* partial: only what cannot be rolled back (SWA, recurrent) */
+/* Flags. Partial: only what cannot be rolled back (SWA, recurrent). Device: the memory stays on its device and the bytes only stand for it; a
+ * sequence has one such state, the last that was taken, and PYLLM_UNSUPPORTED says that it has to go to the host. */
+enum { PYLLM_STATE_WHOLE = 0, PYLLM_STATE_PARTIAL = 1, PYLLM_STATE_DEVICE = 2 };
 
 PYLLM_API pyllm_status pyllm_state_size(pyllm_context * context, int32_t seq, int32_t flags, size_t * size);
 PYLLM_API pyllm_status pyllm_state_get(pyllm_context * context, int32_t seq, int32_t flags, uint8_t * data, size_t capacity, size_t * size);
 PYLLM_API pyllm_status pyllm_state_set(pyllm_context * context, int32_t seq, int32_t flags, const uint8_t * data, size_t size);
+
+/* ---------------------------------------------------------------- checkpoint file: facts and sections of bytes, see native/state/README.md */
+
+typedef struct pyllm_checkpoint_file pyllm_checkpoint_file;
+
+typedef struct pyllm_checkpoint_info {
+    uint64_t size;            /* bytes of the file */
+    uint64_t n_facts;
+    uint64_t n_sections;
+    uint32_t version;         /* of the format */
+    uint32_t reserved;
+} pyllm_checkpoint_info;
+
+typedef struct pyllm_checkpoint_section {
+    char     name[40];
+    uint64_t offset;          /* in the file */
+    uint64_t size;            /* bytes */
+    uint64_t checksum;        /* XXH3, 64 bits */
+} pyllm_checkpoint_section;
+
+/* Writes facts (UTF-8) and sections in place of the file at `path`. At any moment, also when the process is killed, the old file or the new one is
+ * there, whole; after a failure the old one. PYLLM_NOT_FOUND: no such folder; PYLLM_LIMIT: no space or not allowed, with the system's reason. */
+PYLLM_API pyllm_status pyllm_checkpoint_file_write(const char * path, const char * const * keys, const char * const * values, size_t n_facts,
+                                                   const char * const * names, const uint8_t * const * datas, const size_t * sizes, size_t n_sections);
+/* Checks all but the bytes of the sections. PYLLM_STATE: not such a file, damaged, or of a newer format. */
+PYLLM_API pyllm_status pyllm_checkpoint_file_open(const char * path, pyllm_checkpoint_file ** out);
+PYLLM_API void         pyllm_checkpoint_file_close(pyllm_checkpoint_file * file);
+PYLLM_API pyllm_status pyllm_checkpoint_file_get_info(const pyllm_checkpoint_file * file, pyllm_checkpoint_info * info);
+/* In the writer's order; the texts are valid until the file is closed. */
+PYLLM_API pyllm_status pyllm_checkpoint_file_get_fact(const pyllm_checkpoint_file * file, size_t index, const char ** key, const char ** value);
+PYLLM_API pyllm_status pyllm_checkpoint_file_get_section(const pyllm_checkpoint_file * file, size_t index, pyllm_checkpoint_section * section);
+/* A section's bytes, checked; after PYLLM_STATE the buffer holds what was found. */
+PYLLM_API pyllm_status pyllm_checkpoint_file_read(const pyllm_checkpoint_file * file, const char * name, uint8_t * data, size_t capacity, size_t * size);
+/* Checks the bytes of one section; name NULL: of all. */
+PYLLM_API pyllm_status pyllm_checkpoint_file_verify(const pyllm_checkpoint_file * file, const char * name);
+/* 16 hexadecimal digits that tell the model's file from others of the same shape: of its size and of samples of its bytes, in milliseconds. */
+PYLLM_API pyllm_status pyllm_model_fingerprint(const pyllm_model * model, char * text, size_t capacity, size_t * length);
 
 /* ---------------------------------------------------------------- sampler */
 
@@ -243,89 +284,236 @@ typedef struct pyllm_sampler_params {
     int32_t  top_k;           /* <= 0: all */
     float    top_p;           /* 1: off */
     float    min_p;           /* 0: off */
+    float    typical_p;       /* 1: off */
+    float    top_n_sigma;     /* <= 0: off */
     float    repeat_penalty;  /* 1: off */
     float    frequency_penalty;
     float    presence_penalty;
     int32_t  penalty_last_n;
+    float    dry_multiplier;  /* 0: off */
+    float    dry_base;
+    int32_t  dry_allowed_length;
+    int32_t  dry_penalty_last_n;
+    int32_t  min_keep;        /* tokens that typical_p, top_p and min_p leave at least */
+    int32_t  n_logit_bias;
     bool     ignore_eos;
     bool     reserved[3];
+    const int32_t * logit_bias_ids;
+    const float   * logit_bias_values; /* added to the logits; -inf forbids the token */
     const char * grammar;     /* GBNF; NULL: none */
 } pyllm_sampler_params;
 
+/* With a grammar, every draw is from the distribution of what it allows: mask first, then truncation and temperature. */
 PYLLM_API pyllm_sampler_params pyllm_sampler_params_default(void);
 PYLLM_API pyllm_status pyllm_sampler_create(pyllm_model * model, const pyllm_sampler_params * params, pyllm_sampler ** out);
 PYLLM_API void         pyllm_sampler_free(pyllm_sampler * sampler);
+/* A second sampler that goes on exactly as this one would. */
+PYLLM_API pyllm_status pyllm_sampler_clone(pyllm_sampler * sampler, pyllm_sampler ** out);
+/* As it was when it was made; a random seed is drawn again. */
 PYLLM_API pyllm_status pyllm_sampler_reset(pyllm_sampler * sampler);
-/* Feeds prompt tokens to the penalties (generated: false) or generated ones to penalties and grammar (true). */
+/* Feeds prompt tokens to the penalties (generated: false) or generated ones to penalties and grammar (true). All or nothing. */
 PYLLM_API pyllm_status pyllm_sampler_accept(pyllm_sampler * sampler, const int32_t * tokens, int32_t n_tokens, bool generated);
-/* Verification: samples at index, index + 1, …, and goes on while the sampled token is the drafted one.
- * Writes 1 to n_draft + 1 tokens; all have been accepted by the sampler. n_draft 0 is plain sampling. */
+/* Verification: samples at index, index + 1, …, and goes on while the sampled token is the drafted one. Writes 1 to n_draft + 1 tokens; all
+ * have been accepted by the sampler. n_draft 0 is plain sampling.
+ * q_ids, q_probs NULL: exact match. Each token is drawn from the target's distribution p with one number of the seed's stream, so the text is
+ * that of plain sampling with the same seed. Else PYLLM_DRAFT_CANDIDATES of each per drafted token, what it was drawn from: lossless rejection
+ * sampling, which accepts with min(1, p/q), draws a rejected one's successor from max(p - q, 0) and the last from p; it is distributed as plain
+ * sampling, but is another text. Greedy samplers ignore q.
+ * PYLLM_DECODE for a row with NaN or infinity, or of which no token is left; tokens that were found in rows before it are returned first. */
 PYLLM_API pyllm_status pyllm_sampler_verify(pyllm_sampler * sampler, pyllm_context * context, int32_t index, const int32_t * draft, int32_t n_draft,
-                                            int32_t * tokens, int32_t * n_tokens);
+                                            const int32_t * q_ids, const float * q_probs, int32_t * tokens, int32_t * n_tokens);
+/* Place in the random streams, what the penalties remember, place in the grammar. Not the settings: they have to be the same (the seed comes
+ * with the state), PYLLM_STATE says what differs. data NULL: only the size. */
+PYLLM_API pyllm_status pyllm_sampler_get_state(pyllm_sampler * sampler, uint8_t * data, size_t capacity, size_t * size);
+/* All or nothing. */
+PYLLM_API pyllm_status pyllm_sampler_set_state(pyllm_sampler * sampler, const uint8_t * data, size_t size);
+
+/* Logarithms of probabilities from the raw logits of a batch entry: of a token (-1: of none) and of the n_top likeliest, in order; n_top is at
+ * most 128. */
+PYLLM_API pyllm_status pyllm_context_get_logprobs(pyllm_context * context, int32_t index, int32_t token, int32_t n_top,
+                                                  float * logprob, int32_t * top_ids, float * top_logprobs);
+
+/* Parses GBNF; the message holds line and column. model, which may be NULL, is for grammars that name tokens by their text. */
+PYLLM_API pyllm_status pyllm_grammar_check(const pyllm_model * model, const char * gbnf);
+/* GBNF for a JSON schema; PYLLM_INVALID_ARGUMENT with the place for one that is none, that nothing can meet, or that a grammar cannot enforce.
+ * *length is that of the whole text; at most capacity - 1 bytes and a zero are written. */
+PYLLM_API pyllm_status pyllm_grammar_from_json_schema(const char * schema, char * text, size_t capacity, size_t * length);
 
 /* ---------------------------------------------------------------- drafter */
 
 typedef struct pyllm_drafter pyllm_drafter;
 
+/* Entries of a drafted token's distribution; unused ones have token -1 and probability 0. */
+enum { PYLLM_DRAFT_CANDIDATES = 10 };
+
+/* Of one link of the chain. */
 typedef struct pyllm_drafter_params {
-    const char * types;       /* upstream's names, in order of priority: draft-mtp, draft-dflash, ngram-map-k, … */
     int32_t  n_max;           /* tokens drafted at most; <= 0: the type's default */
-    int32_t  n_min;
-    float    p_min;
+    int32_t  n_min;           /* a shorter draft is dropped */
+    float    p_min;           /* a draft ends before a token that is less certain; model types */
     int32_t  ngram_size_n;    /* <= 0: the type's default */
     int32_t  ngram_size_m;
     int32_t  ngram_min_hits;
     int32_t  type_k;          /* of the draft cache, where the drafter has its own */
     int32_t  type_v;
+    uint32_t n_ctx;           /* cells of the draft cache over all sequences; 0: as the target. With fewer, older positions are forgotten */
     int32_t  n_threads;       /* 0: as the target */
+    uint64_t stash_bytes;     /* rows of the target that may wait for a draft, over all sequences; 0: 64 MiB */
+    int32_t  device_sampling; /* where a draft's tokens are looked for: 1 by the draft model's backend, 0 on the host, -1: by the backend of a GPU */
     int32_t  reserved;
 } pyllm_drafter_params;
 
 typedef struct pyllm_drafter_info {
-    int32_t  n_max;           /* after the limits of block size and chained heads */
+    int32_t  n_max;           /* over all links */
     int32_t  n_seq;
-    int32_t  n_ubatch;        /* of the draft context; 0: none */
+    int32_t  n_links;
+    bool     needs_rows;      /* a link reads what the target computes: process has to be called after every decode */
+    bool     can_shift;
+    bool     reserved[2];
+} pyllm_drafter_info;
+
+typedef struct pyllm_drafter_link_info {
+    char     type[32];
+    int32_t  n_max;           /* after the limits of block size and chained heads */
+    int32_t  n_ctx;           /* cells of its context, 0: it has none */
+    int32_t  n_ubatch;
+    int32_t  block_size;      /* of a DFlash drafter; 0 otherwise */
     bool     has_context;
     bool     shares_memory;   /* reads the target's KV cache and has none of its own */
     bool     chained_heads;
     bool     can_shift;
-} pyllm_drafter_info;
+    int32_t  reserved;
+    uint64_t n_drafts;        /* with at least one token, over all sequences */
+    uint64_t n_drafted;
+    uint64_t n_accepted;
+    uint64_t n_failures;      /* of one sequence each: it went on without a draft, see pyllm_drafter_why */
+    uint64_t n_decodes;       /* of the draft context */
+    uint64_t n_inject_decodes; /* those of them that brought rows of the target into the draft memory */
+    uint64_t n_injected;      /* rows */
+} pyllm_drafter_link_info;
 
 /* One slot's wish: at most n_max tokens after `last`, which stands at position pos and is not in the memory yet. */
 typedef struct pyllm_draft_request {
-    int32_t seq;
-    int32_t last;
-    int32_t pos;
-    int32_t n_max;
+    int32_t  seq;
+    int32_t  last;
+    int32_t  pos;
+    int32_t  n_max;
+    float    temperature;     /* <= 0, or no q: the most likely tokens. Else drawn, by seed and position alone */
+    int32_t  n_tokens;        /* out */
+    uint64_t seed;
     int32_t * tokens;         /* out, room for n_max */
-    int32_t n_tokens;         /* out */
+    int32_t * q_ids;          /* out, n_max x PYLLM_DRAFT_CANDIDATES: what each token was drawn from; or NULL */
+    float *   q_probs;
+    int32_t  link;            /* out: which one drafted, -1: none */
+    int32_t  reserved;
 } pyllm_draft_request;
 
-typedef struct pyllm_drafter_stats {
-    uint64_t n_drafts;        /* calls that produced at least one token, summed over sequences */
-    uint64_t n_drafted;
-    uint64_t n_accepted;
-    uint64_t n_failures;      /* decodes of the draft context that failed: the slot went on without a draft */
-} pyllm_drafter_stats;
-
 PYLLM_API pyllm_drafter_params pyllm_drafter_params_default(void);
-/* draft_model NULL: the drafter is inside the target's file (nextn) or needs no model (n-gram). */
-PYLLM_API pyllm_status pyllm_drafter_create(pyllm_context * target, pyllm_model * draft_model, const pyllm_drafter_params * params, pyllm_drafter ** out);
+/* An empty chain. */
+PYLLM_API pyllm_status pyllm_drafter_create(pyllm_context * target, pyllm_drafter ** out);
 PYLLM_API void         pyllm_drafter_free(pyllm_drafter * drafter);
+/* Appends a link: draft-mtp, draft-dflash, draft-simple, ngram-simple, ngram-map-k, ngram-map-k4v or ngram-mod, each once.
+ * draft_model NULL: the drafter is inside the target's file (draft-mtp) or needs no model (n-gram). */
+PYLLM_API pyllm_status pyllm_drafter_add(pyllm_drafter * drafter, const char * type, pyllm_model * draft_model, const pyllm_drafter_params * params);
 PYLLM_API pyllm_status pyllm_drafter_get_info(pyllm_drafter * drafter, pyllm_drafter_info * info);
-PYLLM_API pyllm_status pyllm_drafter_get_stats(const pyllm_drafter * drafter, pyllm_drafter_stats * stats);
+PYLLM_API pyllm_status pyllm_drafter_get_link(pyllm_drafter * drafter, int32_t index, pyllm_drafter_link_info * info);
 /* After each successful decode of the target, prefill too: takes over its hidden rows or layer inputs. */
 PYLLM_API pyllm_status pyllm_drafter_process(pyllm_drafter * drafter, const pyllm_batch * batch);
 /* When a sequence starts to generate: the tokens that its target memory holds. */
 PYLLM_API pyllm_status pyllm_drafter_begin(pyllm_drafter * drafter, int32_t seq, const int32_t * tokens, int32_t n_tokens);
-/* Drafts for all requests in one go. A failing drafter leaves n_tokens 0 and is counted, never an error of the call. */
+/* Drafts for all requests in one go; the links are asked in order, each for the sequences that have no draft yet. A failing drafter leaves
+ * n_tokens 0 and is counted, never an error of the call. */
 PYLLM_API pyllm_status pyllm_drafter_draft(pyllm_drafter * drafter, pyllm_draft_request * requests, int32_t n_requests);
-/* After verification: how many drafted tokens were accepted, and the tokens that the target memory has gained. */
+/* After verification: how many drafted tokens were accepted, and the tokens of the last decode that the target's memory keeps (0: 1 + n_accepted). */
 PYLLM_API pyllm_status pyllm_drafter_accept(pyllm_drafter * drafter, int32_t seq, int32_t n_accepted, const int32_t * tokens, int32_t n_tokens);
-/* Cuts a sequence of the draft memory back to positions [0, end); -1 keeps all but forgets what belongs to a draft. */
+/* Cuts a sequence back to positions [0, end); 0 forgets all of it. */
 PYLLM_API pyllm_status pyllm_drafter_truncate(pyllm_drafter * drafter, int32_t seq, int32_t end);
+/* After truncate(seq, end): the number of tokens that the target may keep so that drafts are what they would be if nothing had been cut. One less
+ * than `end` where a link lacks the hidden row before it: the target computes that token again. */
+PYLLM_API pyllm_status pyllm_drafter_reusable(pyllm_drafter * drafter, int32_t seq, int32_t end, int32_t * out);
 /* The target discarded n_discard tokens after n_keep and moved the rest down; so does the drafter. */
 PYLLM_API pyllm_status pyllm_drafter_shift(pyllm_drafter * drafter, int32_t seq, int32_t n_keep, int32_t n_discard);
+/* Sequence `to` holds the first `end` tokens of `from` too, and nothing else. */
+PYLLM_API pyllm_status pyllm_drafter_copy(pyllm_drafter * drafter, int32_t from, int32_t to, int32_t end);
+/* One sequence of all links as bytes; flags as for pyllm_state_get. A refused state leaves the sequence empty. */
+PYLLM_API pyllm_status pyllm_drafter_state_size(pyllm_drafter * drafter, int32_t seq, int32_t flags, size_t * size);
+PYLLM_API pyllm_status pyllm_drafter_state_get(pyllm_drafter * drafter, int32_t seq, int32_t flags, uint8_t * data, size_t capacity, size_t * size);
+PYLLM_API pyllm_status pyllm_drafter_state_set(pyllm_drafter * drafter, int32_t seq, int32_t flags, const uint8_t * data, size_t size);
+/* Reason of the last failure of a sequence, by link; empty if there was none since it was emptied. */
+PYLLM_API pyllm_status pyllm_drafter_why(const pyllm_drafter * drafter, int32_t seq, char * text, size_t capacity, size_t * length);
+
+/* ---------------------------------------------------------------- depth: how many tokens each slot drafts, by what was measured */
+
+typedef struct pyllm_depth pyllm_depth;
+
+enum { PYLLM_DEPTH_MAX = 64 };
+
+enum {
+    PYLLM_DEPTH_IDLE         = 0, /* not generating */
+    PYLLM_DEPTH_LEARNING     = 1, /* no step, or no draft, was measured yet */
+    PYLLM_DEPTH_LIMITED      = 2, /* the request allows no draft */
+    PYLLM_DEPTH_OFF          = 3, /* a draft would cost more than it brings */
+    PYLLM_DEPTH_DRAFTING     = 4,
+    PYLLM_DEPTH_PROBING      = 5, /* a depth that is not in use is measured */
+    PYLLM_DEPTH_BASELINE     = 6, /* the step without any draft is measured */
+    PYLLM_DEPTH_REASON_COUNT = 7
+};
+
+/* One step of the generating slots. Rows of prompts in the same decode are told apart: the time of such a step teaches nothing. */
+typedef struct pyllm_depth_step {
+    int32_t n;                    /* slots: length of the three arrays */
+    const int32_t * seqs;
+    const int32_t * drafted;      /* tokens that the drafter gave, 0 to n_max */
+    const int32_t * accepted;     /* of these */
+    double  seconds_draft;
+    double  seconds_decode;       /* everything else that is done once per step: decode, taking over its rows, verification */
+    int32_t n_rows;               /* of the generating slots: sum of 1 + drafted */
+    int32_t n_catchup;            /* rows of earlier steps that the drafter took over within seconds_draft */
+    int32_t n_prompt_rows;
+    int32_t reserved;
+} pyllm_depth_step;
+
+typedef struct pyllm_depth_slot {
+    int32_t depth;                /* of the last choice */
+    int32_t reason;
+    int32_t n_positions;          /* of acceptance: n_max */
+    int32_t reserved;
+    double  rate;                 /* tokens per second of this slot expected of the last choice; 0: not known */
+    double  rate_off;             /* if no slot drafted */
+    float   acceptance[PYLLM_DEPTH_MAX]; /* [k]: chance that the first k + 1 tokens of a draft are accepted */
+    char    text[192];            /* the reason with its numbers */
+} pyllm_depth_slot;
+
+/* A measured duration: of a decode of n_rows rows, or of drafting depth tokens for n_slots slots. */
+typedef struct pyllm_depth_cost {
+    int32_t n_rows;               /* 0: drafting */
+    int32_t depth;
+    int32_t n_slots;
+    int32_t n_samples;
+    double  seconds;
+} pyllm_depth_cost;
+
+typedef struct pyllm_depth_totals {
+    uint64_t n_steps;
+    uint64_t n_probes;
+    double   seconds;             /* recorded */
+    double   seconds_probing;     /* of these, lost to probes: longer than the same tokens take without the probe; negative: won */
+    double   seconds_catchup;     /* of one row that the drafter takes over after a pause */
+} pyllm_depth_totals;
+
+/* Decides for up to n_seq slots, each drafting up to n_max <= PYLLM_DEPTH_MAX tokens. It has no clock: all times are given. */
+PYLLM_API pyllm_status pyllm_depth_create(int32_t n_seq, int32_t n_max, pyllm_depth ** out);
+PYLLM_API void         pyllm_depth_free(pyllm_depth * depth);
+/* A slot starts to generate; its first draft has to take over n_catchup rows (0 where the prompt's rows were taken over with the prompt). */
+PYLLM_API pyllm_status pyllm_depth_begin(pyllm_depth * depth, int32_t seq, int32_t n_catchup);
+PYLLM_API pyllm_status pyllm_depth_end(pyllm_depth * depth, int32_t seq);
+/* Depths for one step of n generating slots; limits[i] is the most that slot i may draft, 0: nothing. The same until the next record. */
+PYLLM_API pyllm_status pyllm_depth_choose(pyllm_depth * depth, const int32_t * seqs, const int32_t * limits, int32_t n, int32_t * depths);
+PYLLM_API pyllm_status pyllm_depth_record(pyllm_depth * depth, const pyllm_depth_step * step);
+PYLLM_API pyllm_status pyllm_depth_get_slot(const pyllm_depth * depth, int32_t seq, pyllm_depth_slot * slot);
+/* *count is the number there is. */
+PYLLM_API pyllm_status pyllm_depth_get_costs(const pyllm_depth * depth, pyllm_depth_cost * costs, size_t capacity, size_t * count);
+PYLLM_API pyllm_status pyllm_depth_get_totals(const pyllm_depth * depth, pyllm_depth_totals * totals);
 
 /* ---------------------------------------------------------------- trace of attention nodes */
 
@@ -437,6 +625,16 @@ PYLLM_API pyllm_status pyllm_route_benchmark(const pyllm_route_key * keys, size_
 PYLLM_API pyllm_status pyllm_route_counts(pyllm_route_count * counts, size_t capacity, size_t * count);
 /* Facts of a GPU that a key needs, in its first five axes; PYLLM_UNSUPPORTED for a device that is no CUDA or HIP GPU. */
 PYLLM_API pyllm_status pyllm_route_device(int32_t index, pyllm_route_key * key);
+
+/* ---------------------------------------------------------------- crash report */
+
+/* From now on a process that dies by an assertion of upstream, an exception that nobody catches, SIGSEGV, SIGBUS, SIGFPE, SIGILL or SIGABRT
+ * leaves `pyllm-crash-<pid>-<UTC time>.txt` in `folder`: versions, `about` (what the caller runs: its settings), signal, message, the last
+ * batches, attention nodes with their routes, log lines, and a backtrace. It then ends as it would have: the signal goes to the handler of
+ * before, or to its default action. A second call changes the folder and the text. Any thread.
+ * PYLLM_NOT_FOUND: the folder does not exist or cannot be written. */
+PYLLM_API pyllm_status pyllm_crash_report_enable(const char * folder, const char * about);
+PYLLM_API void         pyllm_crash_report_disable(void);
 
 #ifdef __cplusplus
 }

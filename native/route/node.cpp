@@ -69,6 +69,9 @@ std::string contradiction(const ggml_tensor * node) {
     if (node->ne[0] != v->ne[0] || node->ne[1] != q->ne[2] || node->ne[2] != q->ne[1] || node->ne[3] != q->ne[3]) {
         return "the result is " + shape(node) + ", not [d_v, heads, rows, streams] of Q " + shape(q) + " and V " + shape(v);
     }
+    if (sinks != nullptr && (sinks->type != GGML_TYPE_F32 || ggml_nelements(sinks) != q->ne[2])) {
+        return std::string("sinks are ") + ggml_type_name(sinks->type) + " " + shape(sinks) + ", not one f32 for each of " + std::to_string(q->ne[2]) + " heads";
+    }
     float max_bias;
     memcpy(&max_bias, (const float *) node->op_params + 1, sizeof(float));
     if (mask == nullptr) {
@@ -88,9 +91,6 @@ std::string contradiction(const ggml_tensor * node) {
     }
     if (mask->ne[3] < 1 || q->ne[3] % mask->ne[3] != 0) {
         return differ("streams do not divide over the mask's", q->ne[3], mask->ne[3]);
-    }
-    if (sinks != nullptr && (sinks->type != GGML_TYPE_F32 || ggml_nelements(sinks) != q->ne[2])) {
-        return std::string("sinks are ") + ggml_type_name(sinks->type) + " " + shape(sinks) + ", not one f32 for each of " + std::to_string(q->ne[2]) + " heads";
     }
     return "";
 }

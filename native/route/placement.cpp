@@ -1,5 +1,6 @@
 #include "route/placement.h"
 
+#include "crash/record.h"
 #include "route/control.h"
 #include "route/node.h"
 
@@ -32,7 +33,9 @@ void count_cpu_attention(ggml_backend_sched_t sched, ggml_cgraph * graph) {
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         ggml_tensor * node = ggml_graph_node(graph, i);
         if (node->op == GGML_OP_FLASH_ATTN_EXT && on_cpu(sched, node)) {
-            count("CPU", -1, phase_of((int32_t) node->src[0]->ne[1]));
+            const int32_t phase = phase_of((int32_t) node->src[0]->ne[1]);
+            count("CPU", -1, phase);
+            crash::record_attention("CPU", phase, Decision(), node);
         }
     }
 }

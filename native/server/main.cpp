@@ -1,5 +1,6 @@
 // pyllm-server: upstream's server on the patched core.
 
+#include "server/crash_report.h"
 #include "server/route_flags.h"
 
 #include <cstdio>
@@ -14,6 +15,7 @@ int main(int argc, char ** argv) {
         std::printf("pyllm-server %s (llama.cpp %s)\n", PYLLM_VERSION, PYLLM_UPSTREAM_COMMIT);
         return 0;
     }
+    pyllm::server::enable_crash_report("pyllm-server " PYLLM_VERSION ", llama.cpp " PYLLM_UPSTREAM_COMMIT, argc, argv);
     std::vector<char *> arguments(argv, argv + argc);
     if (!pyllm::server::take_route_flags(arguments)) {
         return 2;

@@ -81,6 +81,10 @@ int faults() {
     contradictory("query heads that do not divide", [](ggml_tensor * node) { node->src[0]->ne[2] = 7; });
     contradictory("a mask with other columns than K has rows", [](ggml_tensor * node) { node->src[3]->ne[0] = 300; });
     contradictory("a mask with fewer rows than Q", [](ggml_tensor * node) { node->src[3]->ne[1] = 2; });
+    contradictory("sinks that are not one f32 for each head, without a mask", [](ggml_tensor * node) {
+        node->src[4] = node->src[1];
+        node->src[3] = nullptr;
+    });
     contradictory("no K", [](ggml_tensor * node) { node->src[1] = nullptr; });
     contradictory("K of a type that no cache has", [](ggml_tensor * node) { node->src[1]->type = GGML_TYPE_Q6_K; });
     contradictory("a result of another shape", [](ggml_tensor * node) { node->ne[1] += 1; });

@@ -5,10 +5,15 @@ Only :mod:`pyllm._ffi.door` imports the compiled module. Every failing call rais
 """
 
 from pyllm._ffi.batch import Batch
+from pyllm._ffi.checkpoint import CheckpointFile, Section, model_fingerprint, write_checkpoint_file
 from pyllm._ffi.context import Context, ContextInfo
+from pyllm._ffi.crash import disable_crash_report, enable_crash_report
+from pyllm._ffi.depth import DepthControl, DepthCosts, DepthReason, DepthSlot
 from pyllm._ffi.device import Device, devices
 from pyllm._ffi.door import build_info, default_threads, kv_type, kv_type_name, set_log_level, upstream_commit
-from pyllm._ffi.drafter import Drafter, DrafterInfo, DrafterStats, DraftRequest
+from pyllm._ffi.drafter import Draft, Drafter, DrafterInfo, DrafterStats, DraftRequest, LinkInfo
+from pyllm._ffi.grammar import check_grammar, grammar_from_json_schema
+from pyllm._ffi.logprobs import Logprobs, logprobs
 from pyllm._ffi.model import Model, ModelInfo, VocabInfo
 from pyllm._ffi.route import (
     RouteCount,
@@ -31,35 +36,51 @@ from pyllm._ffi.trace import AttentionNode
 __all__ = [
     "AttentionNode",
     "Batch",
+    "CheckpointFile",
     "Context",
     "ContextInfo",
+    "DepthControl",
+    "DepthCosts",
+    "DepthReason",
+    "DepthSlot",
     "Device",
+    "Draft",
     "DraftRequest",
     "Drafter",
     "DrafterInfo",
     "DrafterStats",
+    "LinkInfo",
+    "Logprobs",
     "Model",
     "ModelInfo",
     "RouteCount",
     "Sampler",
+    "Section",
     "VocabInfo",
     "allow_cpu_attention",
     "benchmark_routes",
     "block_route",
     "build_info",
+    "check_grammar",
     "check_route_table",
     "decide_route",
     "default_route_table",
     "default_threads",
     "device_axes",
     "devices",
+    "disable_crash_report",
+    "enable_crash_report",
     "failing_conditions",
     "force_route",
     "force_route_on",
+    "grammar_from_json_schema",
     "kv_type",
     "kv_type_name",
+    "logprobs",
+    "model_fingerprint",
     "route_counts",
     "set_log_level",
     "set_route_table",
     "upstream_commit",
+    "write_checkpoint_file",
 ]

@@ -145,6 +145,12 @@ class Context(Handle):
         """
         check(lib.pyllm_context_enable_layer_input(self._pointer, layer, enable))
 
+    def has_tap(self, layer: int | None = None) -> bool:
+        """Whether a layer's input, or without a layer the hidden rows, are extracted: by the caller, or for a drafter."""
+        enabled = ffi.new("bool *")
+        check(lib.pyllm_context_get_tap(self._pointer, -1 if layer is None else layer, enabled))
+        return bool(enabled[0])
+
     def layer_input(self, layer: int) -> NDArray[np.float32]:
         """Input of a layer for all tokens of the last decode, shape ``[n_tokens, n_embd]`` in batch order, a copy."""
         rows, count, width = ffi.new("const float **"), ffi.new("int32_t *"), ffi.new("int32_t *")
@@ -193,21 +199,29 @@ class Context(Handle):
         check(lib.pyllm_memory_range(self._pointer, seq, first, last))
         return int(first[0]), int(last[0])
 
-    def state(self, seq: int, *, partial: bool = False) -> bytes:
-        """One sequence's memory as bytes; ``partial``: only what cannot be rolled back (sliding windows, recurrent state)."""
+    def state(self, seq: int, *, partial: bool = False, device: bool = False) -> bytes:
+        """One sequence's memory as bytes; ``partial``: only what cannot be rolled back (sliding windows, recurrent state).
+
+        ``device``: the memory is copied where it is and the bytes only stand for it; they load into this context only, and only the last ones taken
+        of a sequence.
+
+        Raises:
+            UnsupportedError: it cannot be kept on the device; take it to the host.
+        """
+        flags = int(partial) | int(device) << 1
         size = ffi.new("size_t *")
-        check(lib.pyllm_state_size(self._pointer, seq, int(partial), size))
+        check(lib.pyllm_state_size(self._pointer, seq, flags, size))
         data = ffi.new("uint8_t[]", max(1, int(size[0])))
-        check(lib.pyllm_state_get(self._pointer, seq, int(partial), data, int(size[0]), size))
+        check(lib.pyllm_state_get(self._pointer, seq, flags, data, int(size[0]), size))
         return bytes(ffi.buffer(data, int(size[0])))
 
-    def set_state(self, seq: int, data: bytes, *, partial: bool = False) -> None:
+    def set_state(self, seq: int, data: bytes, *, partial: bool = False, device: bool = False) -> None:
         """Take over what ``state`` returned. After a failure the sequence is empty.
 
         Raises:
-            StateError: bytes of another model, KV type or version, or no room for them.
+            StateError: bytes of another model, KV type or version, no room for them, or no longer on the device.
         """
-        check(lib.pyllm_state_set(self._pointer, seq, int(partial), data, len(data)))
+        check(lib.pyllm_state_set(self._pointer, seq, int(partial) | int(device) << 1, data, len(data)))
 
     def trace(self) -> list[AttentionNode]:
         """Distinct attention nodes since creation or ``clear_trace``; needs ``trace=True``."""

@@ -1,11 +1,11 @@
-"""Drafters: prediction heads (MTP), DFlash blocks and n-gram lookup, for all slots at once."""
+"""Drafters: a chain of prediction heads (MTP), DFlash blocks, draft models and n-gram lookup, for all slots at once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pyllm._ffi.door import Handle, check, ffi, kv_type, lib
+from pyllm._ffi.door import Handle, check, ffi, kv_type, lib, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,59 +14,112 @@ if TYPE_CHECKING:
     from pyllm._ffi.context import Context
     from pyllm._ffi.model import Model
 
+#: Entries of a drafted token's distribution.
+CANDIDATES: int = lib.PYLLM_DRAFT_CANDIDATES
+
 
 @dataclass(frozen=True)
 class DrafterInfo:
-    """What a drafter turned out to be. ``n_max`` is the depth after the limits of block size and chained heads."""
+    """A chain as a whole: ``n_max`` is the largest depth of its links; with ``needs_rows`` every decode has to be processed."""
 
     n_max: int
     n_seq: int
-    n_ubatch: int
-    has_context: bool
-    shares_memory: bool
-    chained_heads: bool
+    n_links: int
+    needs_rows: bool
     can_shift: bool
 
 
 @dataclass(frozen=True)
 class DrafterStats:
-    """Counts over all sequences since creation."""
+    """Counts over all sequences since creation.
 
-    n_drafts: int
-    n_drafted: int
-    n_accepted: int
-    n_failures: int
+    ``n_drafts`` drafts had at least one token; ``n_failures`` times a sequence went on without a draft because drafting failed. ``n_decodes`` are
+    those of the draft context; ``n_inject_decodes`` of them brought ``n_injected`` rows of the target into its memory.
+    """
+
+    n_drafts: int = 0
+    n_drafted: int = 0
+    n_accepted: int = 0
+    n_failures: int = 0
+    n_decodes: int = 0
+    n_inject_decodes: int = 0
+    n_injected: int = 0
+
+
+@dataclass(frozen=True)
+class LinkInfo:
+    """One drafter of a chain. ``n_max`` is its depth after the limits of block size and chained heads, ``n_ctx`` the cells of its context, 0 without one."""
+
+    type: str
+    n_max: int
+    n_ctx: int
+    n_ubatch: int
+    block_size: int
+    has_context: bool
+    shares_memory: bool
+    chained_heads: bool
+    can_shift: bool
+    stats: DrafterStats
 
 
 @dataclass(frozen=True)
 class DraftRequest:
-    """Wish for at most ``n_max`` tokens after ``last``, which stands at position ``pos`` and is not in the memory yet."""
+    """Wish for at most ``n_max`` tokens after ``last``, which stands at position ``pos`` and is not in the memory yet.
+
+    With a ``temperature`` above 0 the tokens are drawn, by ``seed`` and position alone, and the draft says from what; else they are the most likely.
+    """
 
     seq: int
     last: int
     pos: int
     n_max: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Draft:
+    """``tokens`` by link number ``link`` (-1 for none), and ``q``, what they were drawn from, where they were drawn.
+
+    ``q`` is a pair of buffers, ``int32_t[n][10]`` ids and ``float[n][10]`` probabilities, that hold until the sequence's next draft.
+    """
+
+    tokens: list[int]
+    link: int
+    q: tuple[Any, Any] | None = None
+
+
+_STATS = tuple(DrafterStats.__dataclass_fields__)
+_LINK = tuple(name for name in LinkInfo.__dataclass_fields__ if name not in {"type", "stats"})
 
 
 class Drafter(Handle):
-    """Drafts for the sequences of ``target`` (``pyllm_drafter``).
+    """A chain of drafters for the sequences of ``target`` (``pyllm_drafter``), empty at first.
 
-    ``types`` are upstream's names in order of priority. ``model`` is the draft model; leave it out for heads inside the
-    target's file and for n-gram types.
+    Each sequence gets the draft of the first link that has one.
 
     Raises:
-        UnsupportedError: the model has no such heads, or its architecture cannot hand out what the drafter reads.
-        IncompatibleError: a drafter of another vocabulary, width or architecture.
-        InvalidArgumentError: an unknown type, a size out of range.
+        UnsupportedError: rejected tokens cannot be taken out of the target's memory.
     """
 
     kind = "drafter"
     free = "pyllm_drafter_free"
 
-    def __init__(
+    def __init__(self, target: Context) -> None:
+        out = ffi.new("pyllm_drafter **")
+        check(lib.pyllm_drafter_create(target._pointer, out))  # noqa: SLF001 - handles of one module
+        super().__init__(out[0])
+        self._n_seq = self.info.n_seq
+        self._n_max = 0
+        self._requests = ffi.new("pyllm_draft_request[]", self._n_seq)
+        self._tokens: list[Any] = []
+        self._q: list[tuple[Any, Any]] = []
+        self._out = ffi.new("int32_t *")
+        self._size = ffi.new("size_t *")
+
+    def add(
         self,
-        target: Context,
-        types: Sequence[str],
+        type: str,  # noqa: A002 - the option's name everywhere
         model: Model | None = None,
         *,
         n_max: int = 0,
@@ -77,11 +130,23 @@ class Drafter(Handle):
         ngram_min_hits: int = 0,
         type_k: str = "f16",
         type_v: str = "f16",
+        n_ctx: int = 0,
         n_threads: int = 0,
+        stash_bytes: int = 0,
+        device_sampling: bool | None = None,
     ) -> None:
+        """Append a link of upstream's ``type`` name. ``model`` is the draft model; leave it out for heads inside the target's file and for n-grams.
+
+        ``n_ctx`` are the cells of the link's own context over all sequences, 0 for as many as the target has; ``stash_bytes`` the rows of the target
+        that may wait for a draft, 0 for 64 MiB. With ``device_sampling`` the draft model's backend looks for the best tokens, without it the host; None
+        leaves it to the GPU, where there is one. A link that is refused leaves the chain as it was.
+
+        Raises:
+            UnsupportedError: the model has no such heads, or its architecture cannot hand out what the drafter reads.
+            IncompatibleError: a drafter of another vocabulary, width or architecture.
+            InvalidArgumentError: an unknown type, one given twice, a size out of range.
+        """
         params = ffi.new("pyllm_drafter_params *", lib.pyllm_drafter_params_default())
-        names = ffi.new("char[]", ",".join(types).encode())
-        params.types = names
         params.n_max = n_max
         params.n_min = n_min
         params.p_min = p_min
@@ -90,59 +155,115 @@ class Drafter(Handle):
         params.ngram_min_hits = ngram_min_hits
         params.type_k = kv_type(type_k)
         params.type_v = kv_type(type_v)
+        params.n_ctx = n_ctx
         params.n_threads = n_threads
-        out = ffi.new("pyllm_drafter **")
+        params.stash_bytes = stash_bytes
+        params.device_sampling = -1 if device_sampling is None else int(device_sampling)
         draft_model = model._pointer if model is not None else ffi.NULL  # noqa: SLF001 - handles of one module
-        check(lib.pyllm_drafter_create(target._pointer, draft_model, params, out))  # noqa: SLF001
-        super().__init__(out[0])
-        info = self.info
-        self._rows = [ffi.new("int32_t[]", max(1, info.n_max)) for _ in range(info.n_seq)]
-        self._requests = ffi.new("pyllm_draft_request[]", info.n_seq)
-        self._n_max = info.n_max
+        check(lib.pyllm_drafter_add(self._pointer, type.encode(), draft_model, params))
+        self._n_max = self.info.n_max
+        room = max(1, self._n_max)
+        self._tokens = [ffi.new("int32_t[]", room) for _ in range(self._n_seq)]
+        self._q = [(ffi.new("int32_t[]", room * CANDIDATES), ffi.new("float[]", room * CANDIDATES)) for _ in range(self._n_seq)]
 
     @property
     def info(self) -> DrafterInfo:
-        """What the drafter turned out to be."""
+        """The chain as a whole."""
         info = ffi.new("pyllm_drafter_info *")
         check(lib.pyllm_drafter_get_info(self._pointer, info))
         return DrafterInfo(**{name: getattr(info, name) for name in DrafterInfo.__dataclass_fields__})
 
     @property
+    def links(self) -> list[LinkInfo]:
+        """The drafters in order, with their counts."""
+        info = ffi.new("pyllm_drafter_link_info *")
+        links = []
+        for index in range(self.info.n_links):
+            check(lib.pyllm_drafter_get_link(self._pointer, index, info))
+            stats = DrafterStats(**{name: int(getattr(info, name)) for name in _STATS})
+            links.append(LinkInfo(type=text_of(info.type), stats=stats, **{name: getattr(info, name) for name in _LINK}))
+        return links
+
+    @property
     def stats(self) -> DrafterStats:
-        """Counts since creation."""
-        stats = ffi.new("pyllm_drafter_stats *")
-        check(lib.pyllm_drafter_get_stats(self._pointer, stats))
-        return DrafterStats(**{name: int(getattr(stats, name)) for name in DrafterStats.__dataclass_fields__})
+        """Counts of all links together."""
+        links = self.links
+        return DrafterStats(**{name: sum(getattr(link.stats, name) for link in links) for name in _STATS})
 
     def process(self, batch: Batch) -> None:
         """Take over what the target's last decode, of this batch, has computed. Call it after every decode, prefill too."""
         check(lib.pyllm_drafter_process(self._pointer, batch._pointer))  # noqa: SLF001 - handles of one module
 
     def begin(self, seq: int, tokens: Sequence[int]) -> None:
-        """A sequence starts to generate; ``tokens`` are those that its target memory holds."""
+        """A sequence starts to generate; ``tokens`` are those that its target memory holds. A drafter that had failed for it tries again."""
         check(lib.pyllm_drafter_begin(self._pointer, seq, ffi.new("int32_t[]", list(tokens)), len(tokens)))
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
-        """Draft for all requests in one go. A failing drafter gives an empty draft and counts it in ``stats``."""
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+        """Draft for all requests in one go. A failing drafter gives an empty draft, counts it in ``stats``, and :meth:`why` tells the reason."""
         count = len(requests)
-        rows = self._requests if count <= len(self._rows) else ffi.new("pyllm_draft_request[]", count)
+        rows = self._requests if count <= self._n_seq else ffi.new("pyllm_draft_request[]", count)
         for row, request in zip(rows, requests, strict=False):
-            row.seq = request.seq
+            row.seq = seq = request.seq
             row.last = request.last
             row.pos = request.pos
             row.n_max = min(request.n_max, self._n_max)
-            row.tokens = self._rows[request.seq] if 0 <= request.seq < len(self._rows) else ffi.NULL
+            row.temperature = request.temperature
+            row.seed = request.seed & 0xFFFFFFFFFFFFFFFF
+            known = 0 <= seq < len(self._tokens)
+            row.tokens = self._tokens[seq] if known else ffi.NULL
+            row.q_ids, row.q_probs = self._q[seq] if known and request.temperature > 0 else (ffi.NULL, ffi.NULL)
         check(lib.pyllm_drafter_draft(self._pointer, rows, count))
-        return [list(ffi.unpack(rows[i].tokens, rows[i].n_tokens)) if rows[i].n_tokens else [] for i in range(count)]
+        drafts = []
+        for row, request in zip(rows, requests, strict=False):
+            tokens = ffi.unpack(row.tokens, row.n_tokens) if row.n_tokens else []
+            drafts.append(Draft(tokens, row.link, self._q[row.seq] if tokens and request.temperature > 0 else None))
+        return drafts
 
     def accept(self, seq: int, n_accepted: int, tokens: Sequence[int]) -> None:
-        """After verification: how many drafted tokens were accepted, and the ``tokens`` that the target's memory has gained."""
+        """After verification: how many drafted tokens were accepted, and the ``tokens`` of the last decode that the target's memory keeps."""
         check(lib.pyllm_drafter_accept(self._pointer, seq, n_accepted, ffi.new("int32_t[]", list(tokens)), len(tokens)))
 
     def truncate(self, seq: int, end: int) -> None:
-        """Cut a sequence back to positions ``[0, end)``."""
+        """Cut a sequence back to positions ``[0, end)``; 0 forgets all of it."""
         check(lib.pyllm_drafter_truncate(self._pointer, seq, end))
+
+    def reusable(self, seq: int, end: int) -> int:
+        """After ``truncate(seq, end)``: how many tokens the target may keep so that drafts are what they would be if nothing had been cut.
+
+        ``end``, or one less where the hidden row before ``end`` is gone and the target has to compute that token again.
+        """
+        check(lib.pyllm_drafter_reusable(self._pointer, seq, end, self._out))
+        return int(self._out[0])
 
     def shift(self, seq: int, n_keep: int, n_discard: int) -> None:
         """The target has discarded ``n_discard`` tokens after the first ``n_keep`` and moved the rest down."""
         check(lib.pyllm_drafter_shift(self._pointer, seq, n_keep, n_discard))
+
+    def copy(self, from_seq: int, to_seq: int, end: int) -> None:
+        """``to_seq`` holds the first ``end`` tokens of ``from_seq`` too, and nothing else."""
+        check(lib.pyllm_drafter_copy(self._pointer, from_seq, to_seq, end))
+
+    def state(self, seq: int, *, partial: bool = False) -> bytes:
+        """One sequence of all links. ``partial``: of the draft memories only what cannot be cut back."""
+        flags = lib.PYLLM_STATE_PARTIAL if partial else lib.PYLLM_STATE_WHOLE
+        check(lib.pyllm_drafter_state_size(self._pointer, seq, flags, self._size))
+        data = ffi.new("uint8_t[]", self._size[0])
+        check(lib.pyllm_drafter_state_get(self._pointer, seq, flags, data, self._size[0], self._size))
+        return bytes(ffi.buffer(data, self._size[0]))
+
+    def set_state(self, seq: int, data: bytes, *, partial: bool = False) -> None:
+        """Load what :meth:`state` gave, of any sequence of a chain with the same drafters.
+
+        Raises:
+            StateError: it is damaged or that of other drafters; the sequence is empty then.
+        """
+        flags = lib.PYLLM_STATE_PARTIAL if partial else lib.PYLLM_STATE_WHOLE
+        check(lib.pyllm_drafter_state_set(self._pointer, seq, flags, ffi.from_buffer("uint8_t[]", data), len(data)))
+
+    def why(self, seq: int) -> str:
+        """Reason of the last failure of a sequence, by link; empty if there was none since it was emptied."""
+        check(lib.pyllm_drafter_why(self._pointer, seq, ffi.NULL, 0, self._size))
+        length = self._size[0]
+        text = ffi.new("char[]", length + 1)
+        check(lib.pyllm_drafter_why(self._pointer, seq, text, length + 1, self._size))
+        return text_of(text)

@@ -50,7 +50,8 @@ def decode(  # noqa: PLR0917 - typer passes options by name
         model = str(target)
     binary = find_server(server)
     results = []
-    for speculation in [None, SpecConfig.of({"types": spec, "n_max": n_max} if n_max else spec)] if spec else [None]:
+    fixed = {"types": spec, "depth_control": False} | ({"n_max": n_max} if n_max else {})
+    for speculation in [None, SpecConfig.of(fixed)] if spec else [None]:
         for count in slots or [1, 8]:
             config = parse(
                 EngineConfig,

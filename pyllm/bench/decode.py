@@ -98,8 +98,8 @@ def server_arguments(config: EngineConfig, depth: int) -> list[str]:
         flags += ["--spec-type", ",".join(config.spec.types)]
         if any(name.startswith("draft") for name in config.spec.types):
             flags += ["--spec-draft-n-max", str(depth)]
-        if config.draft is not None:
-            flags += ["-md", str(config.draft)]
+        if config.draft:
+            flags += ["-md", str(config.draft[0])]
     return flags
 
 

@@ -44,6 +44,7 @@ _MODULES = {
     "routes": "pyllm.cli.routes",
     "repro": "pyllm.cli.repro",
     "models": "pyllm.cli.models",
+    "slots": "pyllm.cli.slots",
     "bench": "pyllm.cli.bench",
     "doctor": "pyllm.cli.doctor",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -20,7 +20,7 @@ def list_recipes(as_json: Annotated[bool, typer.Option("--json", help="Print JSO
 
     recipes = models.recipes()
     if as_json:
-        names = ("name", "description", "architecture", "kind", "families", "spec", "targets", "drafters", "depth")
+        names = ("name", "description", "architecture", "kind", "families", "spec", "targets", "drafters", "depth", "sizes")
         console.print_json([{name: getattr(recipe, name) for name in names} for recipe in recipes])
         return
     if not console.out().is_terminal:
@@ -45,9 +45,16 @@ def make(  # noqa: PLR0917 - options are given by name
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write; without it, one in the cache.")] = None,
     family: Annotated[str, typer.Option(help="Weights: random, or successor (the next token is a known function of the last).")] = "random",
     seed: Annotated[int, typer.Option(help="Seed of the weights. A target and its drafter need the same.")] = 0,
-    error_rate: Annotated[float, typer.Option(help="Share of tokens after which a successor drafter is wrong.")] = 0.0,
+    error_rate: Annotated[
+        str,
+        typer.Option(help="Share of tokens after which a successor drafter is wrong; several, with commas, for the places of a draft."),
+    ] = "0",
+    nan_after: Annotated[str | None, typer.Option(help="`always`, or the token after which a drafter's logits are NaN.")] = None,
     width: Annotated[int, typer.Option(help="Multiplies the widths.")] = 1,
     layers: Annotated[int | None, typer.Option(help="Blocks, instead of the recipe's own number.")] = None,
+    size: Annotated[str, typer.Option(help="tiny; or 60m or 8b weights, which some recipes come in.")] = "tiny",
+    n_vocab: Annotated[int | None, typer.Option("--vocab", help="Tokens, those beyond the recipe's own unused.")] = None,
+    tensor_type: Annotated[str, typer.Option("--type", help="Of the larger sizes' layers: f16, q8_0 or q4_0.")] = "f16",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write one model and print where it is."""
@@ -55,7 +62,19 @@ def make(  # noqa: PLR0917 - options are given by name
     from pyllm.errors import InvalidArgumentError  # noqa: PLC0415 - not needed by the help
 
     try:
-        path = models.make(recipe, out, family=family, seed=seed, error_rate=error_rate, width=width, layers=layers)
+        path = models.make(
+            recipe,
+            out,
+            family=family,
+            seed=seed,
+            error_rate=_error_rate(error_rate),
+            nan_after=_nan_after(nan_after),
+            width=width,
+            layers=layers,
+            size=size,
+            n_vocab=n_vocab,
+            tensor_type=tensor_type,
+        )
     except OSError as failure:
         if failure.errno is None:
             raise
@@ -67,3 +86,23 @@ def make(  # noqa: PLR0917 - options are given by name
         console.print_json({"recipe": recipe, "family": family, "seed": seed, "path": str(path), "bytes": path.stat().st_size})
     else:
         print(path)
+
+
+def _error_rate(text: str) -> list[float]:
+    from pyllm.errors import InvalidArgumentError  # noqa: PLC0415 - not needed by the help
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as failure:
+        raise InvalidArgumentError(f"--error-rate `{text}` is not a number or several with commas", "for example 0.25 or 0.1,0.3,0.5") from failure
+
+
+def _nan_after(text: str | None) -> int | Literal["always"] | None:
+    from pyllm.errors import InvalidArgumentError  # noqa: PLC0415 - not needed by the help
+
+    if text is None or text == "always":
+        return text  # type: ignore[return-value] # mypy does not narrow a str to a literal
+    try:
+        return int(text)
+    except ValueError as failure:
+        raise InvalidArgumentError(f"--nan-after `{text}` is neither `always` nor a token's number", "the token of `a` is 337") from failure

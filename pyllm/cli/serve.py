@@ -79,6 +79,8 @@ def serve(  # noqa: PLR0917 - options are given by name
     """Check the configuration, start the server and print its URL.
 
     The binary is the installed pyllm-server, or the one that the environment variable PYLLM_SERVER names.
+
+    A pyllm-server that crashes leaves a report in the folder that PYLLM_CRASH_DIR names, or the system's temporary one; an empty value: none.
     """
     from pyllm.server import ServerProcess, find_server  # noqa: PLC0415 - httpx and pydantic load slower than the help
 
@@ -99,7 +101,7 @@ def serve(  # noqa: PLR0917 - options are given by name
     config: EngineConfig = parse(EngineConfig, values)
     binary = find_server()
     target = read_header(config.model)
-    drafter = read_header(config.draft) if config.draft is not None else None
+    drafter = read_header(config.draft[0]) if config.draft else None
     depth = draft_depth(config.spec, target, drafter)
     check_batch(batch=min(config.batch, config.ctx or target.n_ctx_train or config.batch), slots=config.slots, depth=depth)
     server = ServerProcess(
@@ -148,8 +150,8 @@ def draft_depth(spec: SpecConfig | None, target: Header, drafter: Header | None)
 def command_flags(config: EngineConfig, depth: int) -> list[str]:
     """The server's flags for these settings."""
     flags = ["-m", str(config.model)]
-    if config.draft is not None:
-        flags += ["-md", str(config.draft)]
+    if config.draft:
+        flags += ["-md", str(config.draft[0])]
     if config.spec is not None:
         flags += ["--spec-type", ",".join(config.spec.types)]
         if any(name not in NGRAM_TYPES for name in config.spec.types):
@@ -174,7 +176,7 @@ def plan(config: EngineConfig, target: Header, drafter: Header | None, depth: in
     lines = [f"model     {target.name} ({target.architecture}), {config.model}"]
     if spec is not None:
         inside = "inside the model" if depth else "without a model"
-        where = inside if drafter is None else f"{drafter.name} ({drafter.architecture}), {config.draft}"
+        where = inside if drafter is None else f"{drafter.name} ({drafter.architecture}), {config.draft[0]}"
         lines.append(f"drafter   {','.join(spec.types)}: {where}" + (f", up to {depth} tokens" if depth else ""))
     cells = (config.ctx or target.n_ctx_train) // slots
     lines.append(f"slots     {slots}, {cells} tokens of context each, KV {'/'.join(config.kv_types)}")

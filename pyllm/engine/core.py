@@ -1,4 +1,4 @@
-"""The native side of an engine: models, contexts and drafter, sized so that they fit each other."""
+"""The native side of an engine: models, contexts and the chain of drafters, sized so that they fit each other."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pyllm._ffi import Batch, Context, Drafter, Model, allow_cpu_attention, check_route_table, force_route
-from pyllm.config import NGRAM_TYPES, EngineConfig, check_batch
-from pyllm.errors import ConfigError, PyllmError
+from pyllm.config import MODEL_TYPES, NGRAM_TYPES, EngineConfig, check_batch
+from pyllm.errors import ConfigError
+from pyllm.slots import Memory
 
 if TYPE_CHECKING:
-    from pyllm.config import SpecConfig
+    from pathlib import Path
+
+    from pyllm.config import SpecConfig, SpecType
 
 #: Upstream's defaults of --spec-draft-n-max and of the n-gram values' length.
 HEAD_DEPTH = 3
@@ -19,21 +22,33 @@ NGRAM_DEPTH = 48
 #: Recurrent models keep one snapshot of their state for each token that may be rolled back, so n-gram drafts stay short there.
 RECURRENT_NGRAM_DEPTH = 8
 
+#: What a draft model is for, by its architecture; a file with prediction heads is for `draft-mtp`, any other model for `draft-simple`.
+PURPOSES: dict[str, SpecType] = {"dflash": "draft-dflash", "gemma4-assistant": "draft-mtp"}
 
-def planned_depth(spec: SpecConfig, model: Model, draft: Model | None) -> int:
-    """Tokens that one slot drafts at most, as it can be told before a drafter exists."""
-    depths = []
+
+def purpose(model: Model, wanted: tuple[SpecType, ...]) -> SpecType:
+    """The drafter type that ``model`` serves."""
+    architecture = model.info.architecture
+    if architecture in PURPOSES:
+        return PURPOSES[architecture]
+    return "draft-mtp" if model.info.n_layer_nextn > 0 and "draft-mtp" in wanted else "draft-simple"
+
+
+def planned_depth(spec: SpecConfig, model: Model, drafts: dict[SpecType, Model]) -> dict[SpecType, int]:
+    """Tokens that one slot drafts at most with each type, as it can be told before a drafter exists."""
+    depths: dict[SpecType, int] = {}
     for name in spec.types:
         if name in NGRAM_TYPES:
             longest = spec.ngram_size_m or NGRAM_DEPTH
             if model.info.recurrent or model.info.hybrid:
                 longest = min(longest, RECURRENT_NGRAM_DEPTH)
-            depths.append(spec.n_max or longest)
-        elif name == "draft-dflash" and draft is not None and draft.info.block_size > 1:
-            depths.append(min(spec.n_max or draft.info.block_size, draft.info.block_size - 1))
+            depths[name] = min(spec.n_max or longest, longest)
+        elif name == "draft-dflash" and name in drafts and drafts[name].info.block_size > 1:
+            block = drafts[name].info.block_size
+            depths[name] = min(spec.n_max or block, block - 1)
         else:
-            depths.append(spec.n_max or HEAD_DEPTH)
-    return max(depths)
+            depths[name] = spec.n_max or HEAD_DEPTH
+    return depths
 
 
 class Core:
@@ -59,7 +74,9 @@ class Core:
         force_route(None)
         for phase, route in config.force_route.items():
             force_route(route, phase)
-        own_heads = spec is not None and "draft-mtp" in spec.types and config.draft is None
+        drafts = self._load_drafts(config)
+        self.draft_models = list(drafts.values())
+        own_heads = spec is not None and "draft-mtp" in spec.types and "draft-mtp" not in drafts
         self.model: Model = self._stack.enter_context(
             Model(
                 config.model,
@@ -70,13 +87,11 @@ class Core:
                 devices=config.devices,
             )
         )
-        draft: Model | None = None
-        if config.draft is not None:
-            draft = self._stack.enter_context(Model(config.draft, gpu_layers=config.gpu_layers, mmap=config.mmap, devices=config.devices))
         if not self.model.info.has_decoder:
             raise ConfigError(f"`{config.model}` (architecture `{self.model.info.architecture}`) generates no text", "give a decoder model")
 
-        self.depth = planned_depth(spec, self.model, draft) if spec is not None else 0
+        depths = planned_depth(spec, self.model, drafts) if spec is not None else {}
+        self.depth = max(depths.values(), default=0)
         n_ctx = config.ctx or self.model.info.n_ctx_train
         check_batch(batch=min(config.batch, n_ctx), slots=config.slots, depth=self.depth)
         recurrent = self.model.info.recurrent or self.model.info.hybrid
@@ -99,54 +114,72 @@ class Core:
             )
         )
         self.info = self.context.info
-        self.drafter: Drafter | None = None
-        if spec is not None:
-            self.drafter = self._stack.enter_context(
-                Drafter(
-                    self.context,
-                    spec.types,
-                    draft,
-                    n_max=spec.n_max or 0,
-                    n_min=spec.n_min,
-                    p_min=spec.p_min,
-                    ngram_size_n=spec.ngram_size_n or 0,
-                    ngram_size_m=spec.ngram_size_m or 0,
-                    ngram_min_hits=spec.ngram_min_hits or 0,
-                    type_k=config.draft_kv_types[0],
-                    type_v=config.draft_kv_types[1],
-                    n_threads=config.threads,
-                )
-            )
+        self.drafter: Drafter | None = self._chain(config, drafts, depths) if spec is not None else None
+        if self.drafter is not None:
             self.depth = min(self.depth, self.drafter.info.n_max)
         self.batch: Batch = self._stack.enter_context(Batch(self.context))
-        self.n_swa = 0 if config.swa_full else self.model.info.n_swa
-        self.recurrent = recurrent
         #: Positions of one slot.
         self.n_ctx_slot = min(self.info.n_ctx_seq, self.info.n_ctx)
+        self.memory = Memory(self.context, self.drafter, n_swa=0 if config.swa_full else self.model.info.n_swa, recurrent=recurrent)
+        if config.context_shift and not (self.info.can_shift and (self.drafter is None or self.drafter.info.can_shift)):
+            what = "target" if not self.info.can_shift else "drafter"
+            raise ConfigError(f"context_shift is asked for, but the positions of this {what}'s memory cannot be shifted", "leave context_shift out")
 
-    def reusable(self, seq: int, shared: int, held: int) -> int:
-        """How many of ``shared`` common tokens can stay in a sequence that holds ``held``.
+    def _load_drafts(self, config: EngineConfig) -> dict[SpecType, Model]:
+        """Draft models by the type that each serves."""
+        spec = config.spec
+        drafts: dict[SpecType, Model] = {}
+        paths: dict[SpecType, Path] = {}
+        if spec is None:
+            return drafts
+        for path in config.draft:
+            draft = self._stack.enter_context(
+                Model(
+                    path,
+                    gpu_layers=config.gpu_layers if spec.gpu_layers is None else spec.gpu_layers,
+                    split_mode="layer" if len(spec.devices) == 1 else config.split_mode,
+                    mmap=config.mmap,
+                    load_mtp="draft-mtp" in spec.types,
+                    devices=spec.devices or config.devices,
+                )
+            )
+            serves = purpose(draft, spec.types)
+            if serves not in spec.types:
+                # One file for one type that needs a file: what is wrong with the pair is for the drafter to say.
+                open_types = [name for name in spec.types if name not in NGRAM_TYPES and name not in drafts]
+                if len(config.draft) > 1 or not open_types:
+                    raise ConfigError(f"`{path}` is for drafter type `{serves}`, which spec does not name", f"add {serves} to spec, or leave the file out")
+                serves = open_types[0]
+            if serves in drafts:
+                raise ConfigError(f"`{paths[serves]}` and `{path}` are both for drafter type `{serves}`", "give one file for each type")
+            drafts[serves] = draft
+            paths[serves] = path
+        for name in spec.types:
+            if name in MODEL_TYPES and name not in drafts:
+                raise ConfigError(f"`{name}` needs a draft model", f"give draft, the GGUF of a {MODEL_TYPES[name]}")
+        return drafts
 
-        Recurrent state and slid-out windows cannot go back: then all or nothing.
-        """
-        if shared in {0, held}:
-            return shared
-        if self.recurrent:
-            return 0
-        first, _ = self.context.range(seq)
-        # After the cut the window of the next token has to be there still: positions shared - n_swa and later.
-        return shared if first <= max(0, shared - self.n_swa) else 0
-
-    def cut(self, seq: int, end: int) -> int:
-        """Cut a sequence back to ``[0, end)``, in the drafter too; returns what it really holds then: ``end``, or 0 where that is impossible."""
-        try:
-            self.context.remove(seq, end)
-        except PyllmError:
-            end = 0
-            self.context.remove(seq)
-        if self.drafter is not None:
-            self.drafter.truncate(seq, end)
-        return end
+    def _chain(self, config: EngineConfig, drafts: dict[SpecType, Model], depths: dict[SpecType, int]) -> Drafter:
+        spec = config.spec
+        if spec is None:
+            raise ConfigError("there is no drafter type", "give spec")
+        drafter: Drafter = self._stack.enter_context(Drafter(self.context))
+        for name in spec.types:
+            drafter.add(
+                name,
+                drafts.get(name),
+                n_max=depths[name],
+                n_min=spec.n_min,
+                p_min=spec.p_min,
+                ngram_size_n=spec.ngram_size_n or 0,
+                ngram_size_m=min(spec.ngram_size_m or NGRAM_DEPTH, depths[name]) if name in NGRAM_TYPES else 0,
+                ngram_min_hits=spec.ngram_min_hits or 0,
+                type_k=config.draft_kv_types[0],
+                type_v=config.draft_kv_types[1],
+                n_ctx=spec.ctx * (1 if config.unified else config.slots),
+                n_threads=config.threads,
+            )
+        return drafter
 
     def close(self) -> None:
         """Free drafter, contexts and models, in that order."""

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from pyllm._ffi import route_counts
+from pyllm._ffi import check_grammar, enable_crash_report, grammar_from_json_schema, route_counts
 from pyllm.config import EngineConfig, SamplingParams, SpecConfig, parse
-from pyllm.engine import chat
+from pyllm.engine import chat, conversations, taps
 from pyllm.engine.request import Request
 from pyllm.engine.worker import Worker
 from pyllm.errors import ClosedError, InvalidArgumentError, LimitError
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pyllm._ffi import AttentionNode, Model
+    from pyllm.checkpoints import Checkpoint
     from pyllm.engine.core import Core
     from pyllm.engine.result import Chunk, Completion
     from pyllm.engine.scheduler import Scheduler
+    from pyllm.engine.taps import HiddenStates
+    from pyllm.slots import SlotInfo
 
 Prompt = str | list[int]
 T = TypeVar("T")
@@ -46,7 +49,7 @@ class LLM:
         self,
         model: str | os.PathLike[str],
         *,
-        draft: str | os.PathLike[str] | None = None,
+        draft: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         spec: SpecConfig | str | dict[str, Any] | None = None,
         slots: int = 1,
         ctx: int = 0,
@@ -57,13 +60,15 @@ class LLM:
             draft = Path(str(spec["model"]))
         values = {
             "model": Path(model),
-            "draft": None if draft is None else Path(draft),
+            "draft": draft,
             "spec": SpecConfig.of(spec),
             "slots": slots,
             "ctx": ctx,
             "kv_types": kv_types,
         }
         self.config: EngineConfig = parse(EngineConfig, values | settings)
+        if self.config.crash_reports is not None:
+            enable_crash_report(self.config.crash_reports, repr(self.config))
         self._worker = Worker(self.config)
         self._core: Core | None = self._worker.core
 
@@ -109,7 +114,9 @@ class LLM:
             NotFoundError: the model carries no chat template.
             InvalidArgumentError: malformed messages, or the template refuses them.
         """
-        return self.generate(self.apply_template(messages), params, **overrides)
+        tokens = self.apply_template(messages)
+        turn = chat.last_turn(self.model, messages, tokens)
+        return self.generate(tokens, params, **({"turns": (turn,)} if turn else {}), **overrides)
 
     def apply_template(self, messages: Sequence[dict[str, Any]], **variables: Any) -> list[int]:
         """Tokens of a conversation with the opening of the assistant's turn; ``variables`` go to the template."""
@@ -121,7 +128,70 @@ class LLM:
         self._worker.submit(request)
         return request
 
-    def _request(self, prompt: Prompt, params: SamplingParams | None, overrides: dict[str, Any]) -> Request:
+    def slots(self) -> list[SlotInfo]:
+        """All slots: how many tokens each holds, whether it is free, held or cached, and where its checkpoints are."""
+        return self._call(lambda scheduler: scheduler.pool.infos())
+
+    def save(self, what: int | Checkpoint, path: str | os.PathLike[str]) -> None:
+        """Write an idle slot's conversation, or a checkpoint, to a file: target, drafter and all that it needs to go on exactly.
+
+        Raises:
+            InvalidArgumentError: no such slot, an empty one, or one that runs a request.
+            LimitError: the disk is full, or the folder cannot be written; an older file stays whole.
+        """
+        self._call(lambda scheduler: conversations.save(scheduler, what, path))
+
+    def restore(self, what: Checkpoint | str | os.PathLike[str], slot: int | None = None) -> int:
+        """Load a checkpoint, or the file of one, into an idle slot (an empty one, else the least recently used) and return its number.
+
+        Raises:
+            NotFoundError: there is no such file.
+            StateError: it is damaged, or of another model, drafter, KV type or format; each difference is named.
+            LimitError: it does not fit, or all slots are busy.
+        """
+        return self._call(lambda scheduler: conversations.restore(scheduler, what, slot))
+
+    def checkpoint(self, slot: int) -> Checkpoint:
+        """An idle slot's conversation, in memory."""
+        return self._call(lambda scheduler: conversations.checkpoint(scheduler, slot))
+
+    def fork(self, slot: int, to: int | None = None) -> int:
+        """Let another idle slot hold the same conversation and return its number; nothing is computed."""
+        return self._call(lambda scheduler: conversations.fork(scheduler, slot, to))
+
+    def erase(self, slot: int) -> None:
+        """Empty an idle slot."""
+        self._call(lambda scheduler: conversations.erase(scheduler, slot))
+
+    def suspend(self, request: Request) -> Checkpoint:
+        """Take a running generation out; its ``result()`` is what there is, with ``suspended``. ``resume`` goes on as if nothing had been.
+
+        Raises:
+            InvalidArgumentError: it has no token yet, or has ended.
+        """
+        return self._call(lambda scheduler: conversations.suspend(scheduler, request))
+
+    def resume(self, what: Checkpoint | str | os.PathLike[str]) -> Request:
+        """Go on with a suspended generation, in this process or another: same tokens, same drafts.
+
+        Raises:
+            StateError: it holds no generation, is damaged, or belongs to another engine.
+        """
+        request = self._call(lambda scheduler: conversations.resumed(scheduler, what, self.config.model.stem))
+        self._worker.submit(request)
+        return request
+
+    def hidden_states(self, prompt: Prompt, layers: Sequence[int] = (), *, nextn: bool = False) -> HiddenStates:
+        """What drafters are trained on: the input of each of ``layers`` and, with ``nextn``, the rows before the output head, for every token.
+
+        Raises:
+            UnsupportedError: the architecture does not hand them out.
+            LimitError: the prompt does not fit a slot, or all slots are busy.
+        """
+        tokens = self._tokens(prompt)
+        return self._call(lambda scheduler: taps.hidden_states(scheduler, tokens, layers, nextn=nextn))
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
         core = self._open()
         tokens = core.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
@@ -137,10 +207,24 @@ class LLM:
                 f"the prompt has {len(tokens)} tokens, a slot holds {core.n_ctx_slot} and needs room for one more",
                 f"shorten it, or use ctx {self._ctx_for(len(tokens) + 1)} or more",
             )
+        return tokens
+
+    def _request(self, prompt: Prompt, params: SamplingParams | None, overrides: dict[str, Any]) -> Request:
+        tokens = self._tokens(prompt)
         if params is None or overrides:
             base = params.model_dump(exclude_unset=True) if params is not None else {}
             params = parse(SamplingParams, base | overrides)
-        return Request(tokens, params, self.config.model.stem)
+        core = self._open()
+        if params.draft_depth is not None and params.draft_depth > core.depth:
+            raise LimitError(f"draft_depth {params.draft_depth} is over {core.depth}, what this engine drafts at most", "raise n_max in spec, or ask for less")
+        if params.slot is not None and params.slot >= self.config.slots:
+            raise LimitError(f"slot {params.slot} is not in [0, {self.config.slots})", "leave it out, or use more slots")
+        grammar = params.grammar or ""
+        if params.json_schema is not None:
+            grammar = grammar_from_json_schema(params.json_schema)
+        elif grammar:
+            check_grammar(grammar)
+        return Request(tokens, params, self.config.model.stem, grammar)
 
     def _ctx_for(self, tokens: int) -> int:
         return tokens if self.config.unified else tokens * self.config.slots
@@ -160,20 +244,24 @@ class LLM:
         """
 
         def collect(scheduler: Scheduler) -> dict[str, Any]:
-            drafter = scheduler.core.drafter
+            admission = scheduler.admission
             return {
                 "steps": scheduler.n_steps,
                 "prompt_tokens": scheduler.n_prompt_tokens,
                 "generated_tokens": scheduler.n_generated_tokens,
+                "shifts": scheduler.n_shifts,
                 "waiting": len(scheduler.waiting),
                 "running": len(scheduler.running),
                 "slots": scheduler.pool.counts(),
-                "draft": {
-                    "depth": scheduler.core.depth,
-                    "drafted": scheduler.n_drafted,
-                    "accepted": scheduler.n_accepted,
-                    "failures": drafter.stats.n_failures if drafter is not None else 0,
+                "checkpoints": {
+                    "stored": len(admission.store),
+                    "bytes": admission.store.used + scheduler.pool.mark_bytes(),
+                    "budget": admission.store.budget,
+                    "evicted": admission.store.n_evicted,
+                    "copied": admission.n_copied,
+                    "restored": admission.n_restored,
                 },
+                "draft": scheduler.drafting.stats(),
                 "attention": [asdict(count) for count in route_counts()],
             }
 

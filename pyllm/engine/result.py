@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "timeout", "suspended"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,22 @@ class DraftCounts:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """Log-probability (natural) of a token under the model alone, before sampling, and those of the likeliest tokens, best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of a running generation. ``tokens`` came with this step; ``text`` is what is safe to show so far, stop strings held back."""
 
     text: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,12 +59,13 @@ class Completion:
     slot: int
     seconds: float
     model: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def to_openai(self, *, chat: bool = False) -> dict[str, Any]:
         """OpenAI's ``text_completion``, or ``chat.completion`` with ``chat``; draft counters under ``timings`` as llama-server has them."""
-        finish = "stop" if self.finish_reason == "cancelled" else self.finish_reason
+        finish = self.finish_reason if self.finish_reason in {"stop", "length"} else "stop"
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
         if chat:
             choice["message"] = {"role": "assistant", "content": self.text}

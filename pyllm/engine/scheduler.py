@@ -1,39 +1,27 @@
-"""Continuous batching: prefill chunks and verify blocks of all slots in one decode."""
+"""Continuous batching: prompt chunks and verify blocks of all slots in one decode."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyllm._ffi import DraftRequest, Sampler
-from pyllm._ffi.sampler import RANDOM_SEED
+from pyllm.engine.admission import Admission
+from pyllm.engine.block import Block
+from pyllm.engine.drafting import Drafting
+from pyllm.engine.line import Line, overdue
 from pyllm.errors import CancelledError, ContextFullError, InternalError, PyllmError
-from pyllm.slots import SlotPool, common_prefix
+from pyllm.slots import SlotPool, next_mark
 
 if TYPE_CHECKING:
+    from pyllm._ffi import Draft
+    from pyllm.config import EngineConfig
     from pyllm.engine.core import Core
     from pyllm.engine.request import Request
     from pyllm.engine.result import FinishReason
     from pyllm.slots import Slot
 
-
-@dataclass
-class Block:
-    """One slot's part of a decode: prompt tokens, or replayed tokens + the last sampled one + its draft. ``index`` is that of the first row to verify."""
-
-    request: Request
-    slot: Slot
-    tokens: list[int]
-    draft: list[int]
-    index: int = -1
-    checkpoint: bytes = b""
-
-    @property
-    def verifies(self) -> bool:
-        """Whether this block ends in rows to sample from."""
-        return self.request.last >= 0 or len(self.slot.tokens) + len(self.tokens) == len(self.request.prompt)
+#: Steps without a new token after which a generation is given up. It goes on without drafts long before (``drafting.PLAIN_AFTER``).
+GIVE_UP_AFTER = 64
 
 
 class Scheduler:
@@ -43,173 +31,170 @@ class Scheduler:
     failure ends that request only; its slot is emptied and works on.
     """
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, config: EngineConfig) -> None:
         self.core = core
+        self.config = config
+        self.memory = core.memory
         self.pool = SlotPool(core.info.n_seq_max)
-        self.waiting: deque[Request] = deque()
+        self.admission = Admission(core, self.pool, config)
+        self.drafting = Drafting(core, config)
+        self.waiting = Line()
         self.running: list[Request] = []
         self.n_steps = 0
         self.n_prompt_tokens = 0
         self.n_generated_tokens = 0
-        self.n_drafted = 0
-        self.n_accepted = 0
+        self.n_shifts = 0
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self.waiting or self.running)
+        return bool(len(self.waiting) or self.running)
 
     def add(self, request: Request) -> None:
         """Queue a request."""
-        self.waiting.append(request)
+        self.waiting.add(request)
 
     def step(self) -> None:
-        """Admit, draft, decode, verify: at most one successful decode."""
-        self._drop_cancelled()
+        """Admit, draft, decode, verify: at most one successful decode of all slots."""
+        self._drop_ended()
         self._admit()
         if not self.running:
             return
-        blocks = self._compose(self._draft())
+        self._make_way()
+        self._watch()
+        started = time.perf_counter()
+        drafts = self.drafting.draft(self.running)
+        drafted = time.perf_counter()
+        blocks = self._compose(drafts)
         while blocks:
             try:
                 self._decode(blocks)
             except ContextFullError as full:
                 blocks = self._make_room(blocks, full)
                 continue
-            except CancelledError:
-                self._undo(blocks)
+            except CancelledError as cancelled:
+                self._undo(blocks, cancelled)
                 return
             except PyllmError as failure:
-                # What of the batch reached the memory is unknown: none of its slots can go on.
-                for block in blocks:
-                    self.fail(block.request, failure)
+                self._undo(blocks, failure)
+                self._one_by_one(blocks, failure)
                 return
             self._verify(blocks)
+            self.drafting.record(blocks, drafted - started, time.perf_counter() - drafted)
             return
 
     # Admission and release
 
     def _admit(self) -> None:
-        while self.waiting:
-            slot = self.pool.acquire(self.waiting[0].prompt)
+        for request in self.waiting:
+            if self.admission.follows(request, self.running):
+                continue
+            slot = self.pool.acquire(request.prompt, request.params.slot)
             if slot is None:
-                return
-            request = self.waiting.popleft()
+                if request.params.slot is None:
+                    return
+                continue
+            self.waiting.remove(request)
             request.slot = slot
             request.started = time.perf_counter()
             self.running.append(request)
             try:
-                self._start(request, slot)
+                self.admission.start(request, slot)
             except PyllmError as failure:
                 self.fail(request, failure)
+                continue
+            self.drafting.begin(slot.seq)
 
-    def _start(self, request: Request, slot: Slot) -> None:
-        shared = common_prefix(slot.tokens, request.prompt) if request.params.cache_prompt else 0
-        # One token at least is decoded: its logits start the generation.
-        keep = self.core.reusable(slot.seq, min(shared, len(request.prompt) - 1), len(slot.tokens))
-        if keep < len(slot.tokens):
-            keep = self.core.cut(slot.seq, keep)
-            del slot.tokens[keep:]
-        request.cached_tokens = keep
-        params = request.params
-        request.sampler = Sampler(
-            self.core.model,
-            seed=RANDOM_SEED if params.seed is None else params.seed,
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            repeat_penalty=params.repeat_penalty,
-            frequency_penalty=params.frequency_penalty,
-            presence_penalty=params.presence_penalty,
-            ignore_eos=params.ignore_eos,
-        )
-        request.sampler.accept(request.prompt, generated=False)
-
-    def _drop_cancelled(self) -> None:
-        for request in [request for request in self.running if request.cancelled]:
-            self._finish(request, "cancelled")
-        for request in [request for request in self.waiting if request.cancelled]:
-            self.waiting.remove(request)
-            request.emit([], "cancelled")
+    def _drop_ended(self) -> None:
+        for request in list(self.running):
+            if request.cancelled:
+                self._finish(request, "cancelled")
+            elif overdue(request):
+                self._finish(request, "timeout")
+        for request in self.waiting:
+            if request.cancelled or overdue(request):
+                self.waiting.remove(request)
+                request.emit([], "cancelled" if request.cancelled else "timeout")
 
     def _finish(self, request: Request, reason: FinishReason, tokens: list[int] | None = None) -> None:
         request.emit(tokens or [], reason)
-        self._leave(request)
+        self.leave(request)
 
     def fail(self, request: Request, failure: PyllmError) -> None:
         """End one request with an error and empty its slot."""
-        slot = request.slot
-        if slot is not None:
-            self._empty(slot)
+        if request.slot is not None:
+            self.memory.clear(request.slot)
         request.fail(failure)
-        self._leave(request)
+        self.leave(request)
 
-    def _leave(self, request: Request) -> None:
+    def leave(self, request: Request) -> None:
+        """A request no longer runs: its slot is idle, its sampler freed."""
         if request.slot is not None:
             self.pool.release(request.slot)
         if request.sampler is not None:
             request.sampler.close()
         self.running.remove(request)
 
-    def _empty(self, slot: Slot) -> None:
-        slot.tokens.clear()
-        self.core.cut(slot.seq, 0)
-
     # One decode
 
-    def _draft(self) -> dict[int, list[int]]:
-        """Drafts by sequence, for every generating slot that wants one."""
-        drafter = self.core.drafter
-        if drafter is None:
-            return {}
-        wishes = []
-        for request in self.running:
+    def _make_way(self) -> None:
+        """Full slots are shifted, or their requests end."""
+        for request in list(self.running):
             slot = request.slot
-            if request.last < 0 or slot is None or not request.params.speculate or request.replay:
+            if slot is None or not request.begun or len(slot.tokens) + len(request.pending) < self.core.n_ctx_slot:
                 continue
-            # The last sampled token needs a cell, and so does the one that verification adds.
-            room = self.core.n_ctx_slot - len(slot.tokens) - 2
-            depth = min(self.core.depth, room, request.params.max_tokens - len(request.tokens) - 1)
-            if depth > 0:
-                wishes.append(DraftRequest(slot.seq, request.last, len(slot.tokens), depth))
-        if not wishes:
-            return {}
-        drafts = drafter.draft(wishes)
-        return {wish.seq: draft for wish, draft in zip(wishes, drafts, strict=True)}
+            keep = min(request.params.keep, len(slot.tokens) - 2)
+            if not self.config.context_shift or len(slot.tokens) - keep < 2:
+                self._finish(request, "length")
+                continue
+            try:
+                self.memory.shift(slot, keep)
+                self.n_shifts += 1
+            except PyllmError as failure:
+                self.fail(request, failure)
 
-    def _compose(self, drafts: dict[int, list[int]]) -> list[Block]:
+    def _compose(self, drafts: dict[int, Draft]) -> list[Block]:
         """Whole verify blocks first, then as much of the waiting prompts as ``n_batch`` still holds."""
         blocks = []
         free = self.core.info.n_batch
         for request in self.running:
             slot = request.slot
-            if slot is not None and request.last >= 0:
-                draft = drafts.get(slot.seq, [])
-                blocks.append(Block(request, slot, [*request.replay, request.last], draft))
-                free -= len(request.replay) + 1 + len(draft)
+            if slot is not None and request.begun and len(request.pending) == 1:
+                block = Block(request, slot, list(request.pending), drafts.get(slot.seq))
+                blocks.append(block)
+                free -= 1 + len(block.draft)
         for request in self.running:
             slot = request.slot
-            if slot is not None and request.last < 0 and free > 0:
-                begin = len(slot.tokens)
-                chunk = request.prompt[begin : begin + free]
-                blocks.append(Block(request, slot, chunk, []))
-                free -= len(chunk)
+            if slot is None or (request.begun and len(request.pending) == 1) or free <= 0:
+                continue
+            length = min(free, len(request.pending))
+            stop = self._mark_place(request, slot)
+            if stop is not None:
+                length = min(length, stop - len(slot.tokens))
+            blocks.append(Block(request, slot, request.pending[:length]))
+            free -= length
         return blocks
+
+    def _mark_place(self, request: Request, slot: Slot) -> int | None:
+        if request.begun or not self.admission.takes_marks:
+            return None
+        return next_mark(
+            len(slot.tokens), len(request.prompt), every=self.config.checkpoint_every, turns=request.params.turns, before_last=self.memory.recurrent
+        )
 
     def _decode(self, blocks: list[Block]) -> None:
         core = self.core
         core.batch.clear()
         for block in blocks:
-            pos = len(block.slot.tokens)
+            seq = block.slot.seq
             if block.draft and core.info.rollback == "checkpoint":
-                block.checkpoint = core.context.state(block.slot.seq, partial=True)
-            if not block.verifies:
-                core.batch.add(block.slot.seq, pos, block.tokens)
+                block.before = self.memory.before(seq)
+            if not block.final:
+                core.batch.add(seq, block.begin, block.tokens)
                 continue
             if len(block.tokens) > 1:
-                core.batch.add(block.slot.seq, pos, block.tokens[:-1])
-            block.index = core.batch.add(block.slot.seq, pos + len(block.tokens) - 1, [block.tokens[-1], *block.draft], "all")
+                core.batch.add(seq, block.begin, block.tokens[:-1])
+            block.index = core.batch.add(seq, block.end - 1, [block.tokens[-1], *block.draft], "all")
         core.context.decode(core.batch)
         self.n_steps += 1
         if core.drafter is not None:
@@ -217,19 +202,20 @@ class Scheduler:
 
     def _make_room(self, blocks: list[Block], full: ContextFullError) -> list[Block]:
         """The cache had no cells for ``blocks``: what to try instead, until nothing is left to give up."""
-        evicted = self.pool.evict()
-        if evicted is not None:
-            self.core.cut(evicted.seq, 0)
+        oldest = self.pool.oldest()
+        if oldest is not None:
+            self.admission.demote(oldest, 0)
+            self.memory.clear(oldest)
             return blocks
         if any(block.draft for block in blocks):
             for block in blocks:
-                block.draft = []
+                block.drafted = None
             return blocks
-        generating = [block for block in blocks if block.request.last >= 0]
+        generating = [block for block in blocks if block.request.begun and len(block.request.pending) == 1]
         if generating and len(generating) < len(blocks):
             return generating
-        largest = max(blocks, key=lambda block: len(block.slot.tokens) + len(block.tokens))
-        if len(blocks) == 1 and len(largest.tokens) > 1 and largest.request.last < 0:
+        largest = max(blocks, key=lambda block: block.end)
+        if len(blocks) == 1 and len(largest.tokens) > 1:
             largest.tokens = largest.tokens[: len(largest.tokens) // 2]
             return blocks
         held = sum(len(slot.tokens) for slot in self.pool.slots)
@@ -242,71 +228,114 @@ class Scheduler:
         )
         return [block for block in blocks if block is not largest]
 
-    def _undo(self, blocks: list[Block]) -> None:
-        """A cancelled decode may have written a part of the batch: back to what the slots book."""
+    def _undo(self, blocks: list[Block], failure: PyllmError) -> None:
+        """A failed decode may have written a part of the batch: back to what the slots book, or everything again where that is impossible."""
         for block in blocks:
-            if self.core.cut(block.slot.seq, len(block.slot.tokens)) != len(block.slot.tokens):
-                self.fail(block.request, CancelledError("the decode was cancelled, and this model's memory cannot go back", "send the request again"))
+            slot, request = block.slot, block.request
+            try:
+                self.memory.context.remove(slot.seq, block.begin)
+                whole = self.memory.context.range(slot.seq)[1] == block.begin - 1
+            except PyllmError:
+                whole = False
+            if whole:
+                if self.core.drafter is not None:
+                    self.core.drafter.truncate(slot.seq, block.begin)
+                continue
+            request.pending = [*slot.tokens, *request.pending]
+            self.memory.clear(slot)
+            if len(request.pending) >= self.core.n_ctx_slot:
+                self.fail(request, failure)
+
+    def _one_by_one(self, blocks: list[Block], failure: PyllmError) -> None:
+        """After a failed decode of several slots: each alone, so that only the one to blame ends."""
+        for block in blocks:
+            if block.request not in self.running:
+                continue
+            alone = Block(block.request, block.slot, block.request.pending[: self.core.info.n_batch])
+            if len(blocks) == 1 and not block.draft:
+                self.fail(block.request, failure)
+                continue
+            try:
+                self._decode([alone])
+            except PyllmError as again:
+                self.fail(block.request, again)
+                continue
+            self._verify([alone])
 
     # After the decode
 
     def _verify(self, blocks: list[Block]) -> None:
         for block in blocks:
-            request, slot = block.request, block.slot
-            if request.last < 0:
-                slot.tokens += block.tokens
-                self.n_prompt_tokens += len(block.tokens)
-                if len(slot.tokens) < len(request.prompt):
-                    continue
+            request = block.request
             try:
-                self._take(block)
+                if not block.final:
+                    self._advance(block)
+                else:
+                    self._take(block)
             except PyllmError as failure:
                 self.fail(request, failure)
+                continue
+
+    def _advance(self, block: Block) -> None:
+        """A part of the pending tokens is in the memory now."""
+        request, slot = block.request, block.slot
+        marks = self._mark_place(request, slot) == block.end
+        slot.tokens += block.tokens
+        del request.pending[: len(block.tokens)]
+        request.idle_steps = 0
+        if not request.begun:
+            self.n_prompt_tokens += len(block.tokens)
+            if marks:
+                self.admission.mark(slot)
 
     def _take(self, block: Block) -> None:
         """Sample, keep what was accepted, cut the rest out of the memory, hand the tokens out."""
         request, slot, drafter = block.request, block.slot, self.core.drafter
         if request.sampler is None:
             raise InternalError("a running request has no sampler")
-        generating = request.last >= 0
-        ids = request.sampler.verify(self.core.context, block.index, block.draft)
-        if generating:
-            gained = [*block.tokens, *ids[:-1]]
-            request.replay = []
-            rejected = len(block.draft) - (len(ids) - 1)
-            slot.tokens += gained
+        ids = request.sampler.verify(self.core.context, block.index, block.draft, block.drafted.q if block.drafted is not None else None)
+        if request.params.logprobs is not None:
+            request.note_logprobs(self.core.context, block.index, ids)
+        gained = [*block.tokens, *ids[:-1]]
+        slot.tokens += gained
+        if not request.begun:
+            self.n_prompt_tokens += len(block.tokens)
+            request.begun = True
             if drafter is not None:
-                drafter.accept(slot.seq, len(ids) - 1, gained)
-                drafter.truncate(slot.seq, len(slot.tokens))
-            if rejected:
-                self._roll_back(block, ids)
+                drafter.begin(slot.seq, slot.tokens)
         elif drafter is not None:
-            drafter.begin(slot.seq, slot.tokens)
-        if block.draft:
-            request.drafted += len(block.draft)
-            request.accepted += len(ids) - 1
-            request.steps += 1
-            self.n_drafted += len(block.draft)
-            self.n_accepted += len(ids) - 1
-        request.last = ids[-1]
-        self._hand_out(request, slot, ids)
+            drafter.accept(slot.seq, len(ids) - 1, gained)
+        block.accepted = len(ids) - 1
+        self.drafting.count(request, block.draft, block.accepted)
+        request.pending = [ids[-1]]
+        request.idle_steps = 0
+        if block.accepted < len(block.draft):
+            self._roll_back(block)
+        self._hand_out(request, ids)
 
-    def _roll_back(self, block: Block, ids: list[int]) -> None:
+    def _roll_back(self, block: Block) -> None:
         """Take the rejected tokens out of the target's memory."""
         request, slot = block.request, block.slot
-        if self.core.info.rollback != "checkpoint":
-            self.core.context.remove(slot.seq, len(slot.tokens))
+        if block.before is None:
+            self.memory.roll_back(slot, len(slot.tokens))
             return
-        # The state before the block, and what of the block stays is decoded again in front of the next token.
-        begin = len(slot.tokens) - len(block.tokens) - (len(ids) - 1)
-        self.core.context.set_state(slot.seq, block.checkpoint, partial=True)
-        self.core.context.remove(slot.seq, begin)
-        request.replay = slot.tokens[begin:]
-        del slot.tokens[begin:]
+        # The state in front of the block comes back; what of the block stays is decoded again before the next token.
+        self.memory.go_back(slot.seq, block.before, block.begin)
+        request.pending = [*slot.tokens[block.begin :], *request.pending]
+        del slot.tokens[block.begin :]
         if self.core.drafter is not None:
-            self.core.drafter.truncate(slot.seq, begin)
+            self.core.drafter.truncate(slot.seq, block.begin)
 
-    def _hand_out(self, request: Request, slot: Slot, ids: list[int]) -> None:
+    def _watch(self) -> None:
+        """Busy but no token: such a request goes on without drafts, and in the end with an error."""
+        for request in list(self.running):
+            if not request.begun:
+                continue
+            request.idle_steps += 1
+            if request.idle_steps > GIVE_UP_AFTER:
+                self.fail(request, InternalError(f"a request made no progress in {GIVE_UP_AFTER} steps", "please report the request and the settings"))
+
+    def _hand_out(self, request: Request, ids: list[int]) -> None:
         model = self.core.model
         new: list[int] = []
         reason: FinishReason | None = None
@@ -323,8 +352,6 @@ class Scheduler:
                     reason = "length"
             if reason is not None:
                 break
-        if reason is None and len(slot.tokens) + len(request.replay) + 1 >= self.core.n_ctx_slot:
-            reason = "length"
         self.n_generated_tokens += len(new)
         if reason is None:
             request.emit(new, None)
@@ -332,7 +359,7 @@ class Scheduler:
             self._finish(request, reason, new)
 
     def check_integrity(self) -> None:
-        """Slots add up, and each slot's memory is what it books.
+        """Slots add up, each slot's memory is what it books, and the budget holds.
 
         Raises:
             InternalError: with the numbers.
@@ -342,3 +369,4 @@ class Scheduler:
         running = {request.slot.seq for request in self.running if request.slot is not None}
         if held != running:
             raise InternalError(f"slots {sorted(held)} are held, requests run in {sorted(running)}")
+        self.admission.check_integrity()

@@ -91,7 +91,7 @@ class Worker:
         except BaseException as failure:  # noqa: BLE001 - it belongs to whoever waits for the core
             self._opened.set_exception(failure)
             return
-        self._scheduler = Scheduler(core)
+        self._scheduler = Scheduler(core, self._config)
         self._opened.set_result(core)
         while self._turn():
             pass

@@ -1,5 +1,7 @@
 """Tiny GGUF models: real architectures, head dims and layer kinds, tiny widths, written in well under a second.
 
+Some recipes also come in sizes for measurements, up to the shape of a real model, written in minutes at most.
+
     >>> from pyllm import models
     >>> target = models.make("gemma4")
     >>> drafter = models.make("gemma4-assistant")

@@ -7,12 +7,14 @@ never names an architecture.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from pyllm.errors import ConfigError
 
 Value: TypeAlias = int | float | bool | str | list[int] | list[float] | list[bool] | list[str]
 Array: TypeAlias = npt.NDArray[np.float32]
@@ -51,6 +53,7 @@ class Part(Enum):
     NEXTN = "nextn"  # a block inside the target's file that drafts from the target's hidden row
     ASSISTANT = "assistant"  # a file of its own that drafts from the target's hidden row and KV cache
     DFLASH = "dflash"  # a file of its own that fills a block of mask positions in one pass
+    DRAFT = "draft"  # a model of its own that drafts from tokens alone
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ class Blueprint:
             constant that dwarfs everything else in the stream.
         reverse_vocabulary: printable pieces in the opposite order, a vocabulary that fits no other recipe.
         n_vocab: tokens.
+        dense: of a real model's widths: what does not matter is noise made once and tiled.
 
     """
 
@@ -144,3 +148,19 @@ class Blueprint:
     ballast: bool = False
     reverse_vocabulary: bool = False
     n_vocab: int = 512
+    dense: bool = False
+
+    def pad(self, n_vocab: int) -> None:
+        """Give the vocabulary ``n_vocab`` tokens, the new ones unused.
+
+        Raises:
+            ConfigError: fewer than there are.
+
+        """
+        if n_vocab < self.n_vocab:
+            raise ConfigError(f"n_vocab is {n_vocab}, but the vocabulary has {self.n_vocab} tokens", f"ask for {self.n_vocab} or more")
+        for i, tensor in enumerate(self.tensors):
+            if tensor.role in {Role.EMBED, Role.HEAD} or tensor.name == "per_layer_token_embd.weight":
+                self.tensors[i] = replace(tensor, shape=(n_vocab, *tensor.shape[1:]))
+        self.metadata["vocab_size"] = n_vocab
+        self.n_vocab = n_vocab

@@ -7,18 +7,22 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from pyllm.errors import NotFoundError
-from pyllm.models.architectures import dflash, gemma4, llama, nemotron_h, qwen35, step35
+from pyllm.errors import ConfigError, NotFoundError
+from pyllm.models.architectures import dflash, falcon_h1, gemma4, llama, nemotron_h, qwen35, step35
+from pyllm.models.blueprint import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyllm.models.blueprint import Blueprint
 
+    Plan = Callable[[int, int | None], Blueprint]
+
 Family = Literal["random", "successor"]
 Kind = Literal["target", "drafter"]
-Spec = Literal["mtp", "dflash"]
+Spec = Literal["mtp", "dflash", "draft"]
 BOTH: tuple[Family, ...] = ("random", "successor")
+TINY = "tiny"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Recipe:
         architecture: ``general.architecture`` of the file.
         kind: whether it generates by itself or drafts for others.
         plan: makes the blueprint from width and layers; for a block drafter, that of its target.
+        larger: the same for sizes other than tiny, by name. They come in the successor family only.
         families: weight families it comes in.
         spec: for a drafter, how it drafts.
         targets: for a drafter, the recipes it fits.
@@ -40,6 +45,7 @@ class Recipe:
         taps: for a block drafter, the layers of its target whose inputs it reads.
         scaled: for a block drafter, whether its target's graph multiplies embeddings with the root of the width.
         mrope: for a block drafter, whether its target has M-RoPE.
+        window: for a block drafter, tokens that every other layer of it sees; 0 for all.
 
     """
 
@@ -47,7 +53,8 @@ class Recipe:
     description: str
     architecture: str
     kind: Kind
-    plan: Callable[[int, int | None], Blueprint] = field(repr=False, compare=False)
+    plan: Plan = field(repr=False, compare=False)
+    larger: dict[str, Plan] = field(default_factory=dict, repr=False, compare=False)
     families: tuple[Family, ...] = BOTH
     spec: Spec | None = None
     targets: tuple[str, ...] = ()
@@ -56,44 +63,65 @@ class Recipe:
     taps: tuple[int, ...] = ()
     scaled: bool = False
     mrope: bool = False
+    window: int = 0
 
-    def blueprint(self, family: Family, width: int = 1, layers: int | None = None) -> Blueprint:
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Names of the sizes it comes in."""
+        return (TINY, *self.larger)
+
+    @property
+    def has_drafter(self) -> bool:
+        """Whether the file drafts, for itself or for another."""
+        return self.spec is not None or any(name is None for _, name in self.drafters)
+
+    @property
+    def n_positions(self) -> int:
+        """Draft positions that can err on their own: one where a single head is fed with its own draft."""
+        return self.depth if self.has_drafter and self.depth else 1
+
+    def blueprint(self, family: Family, width: int = 1, layers: int | None = None, *, size: str = TINY) -> Blueprint:
         """Return what the file consists of.
 
         Raises:
-            ConfigError: a number of layers that the architecture's pattern does not allow.
+            ConfigError: a size that it does not come in, or a number of layers that the architecture's pattern does
+                not allow.
 
         """
+        if size not in self.sizes:
+            raise ConfigError(f"{self.name} has no size {size!r}", f"it comes in: {', '.join(self.sizes)}")
+        plan = self.plan if size == TINY else self.larger[size]
         if not self.taps:
-            return self.plan(width, layers)
-        target = self.plan(width, None)
+            return plan(width, layers)
+        target = plan(width, None)
         exact = family == "successor"
-        # a successor drafter computes one more position per layer
-        count = layers or (dflash.BLOCK_SIZE if exact else 3)
         return dflash.blueprint(
             target,
             list(self.taps),
-            layers=count,
-            block_size=count if exact else dflash.BLOCK_SIZE,
+            layers=layers or (2 if exact else 3),
             embed_scale=target.n_embd**0.5 if self.scaled else None,
-            own_head=exact,
+            exact=exact,
             mrope=self.mrope,
+            window=self.window,
         )
 
 
-def _block_drafter(target: Recipe, *taps: int, scaled: bool = False, mrope: bool = False) -> Recipe:
+def _block_drafter(target: Recipe, *taps: int, scaled: bool = False, mrope: bool = False, window: int = 0) -> Recipe:
+    seen = f"; every other layer sees {window} tokens" if window else ""
     return Recipe(
-        f"{target.name}-dflash",
-        f"Block drafter for {target.name}: reads the inputs of layers {', '.join(map(str, taps))}.",
+        f"{target.name}-dflash{'-swa' if window else ''}",
+        f"Block drafter for {target.name}: reads the inputs of layers {', '.join(map(str, taps))}{seen}.",
         "dflash",
         "drafter",
         target.plan,
+        target.larger,
         spec="dflash",
         targets=(target.name,),
         depth=dflash.BLOCK_SIZE - 1,
         taps=taps,
         scaled=scaled,
         mrope=mrope,
+        window=window,
     )
 
 
@@ -115,7 +143,17 @@ _LLAMA = Recipe(
     "llama",
     "target",
     llama.blueprint,
-    drafters=(("dflash", "llama-dflash"),),
+    {"60m": partial(llama.blueprint, size=llama.M60), "8b": partial(llama.blueprint, size=llama.B8)},
+    drafters=(("dflash", "llama-dflash"), ("dflash", "llama-dflash-swa"), ("draft", "llama-draft")),
+)
+_LLAMA_DRAFT = Recipe(
+    "llama-draft",
+    "A model of its own that drafts for any recipe with the common vocabulary: two layers, head dim 128, heads 4/2.",
+    "llama",
+    "drafter",
+    partial(llama.blueprint, size=llama.DRAFT, part=Part.DRAFT),
+    spec="draft",
+    targets=("llama", "falcon-h1"),
 )
 _LLAMA_OTHER_VOCAB = Recipe(
     "llama-other-vocab",
@@ -155,7 +193,16 @@ _QWEN35 = Recipe(
     "qwen35",
     "target",
     qwen35.blueprint,
+    {"60m": partial(qwen35.blueprint, size=qwen35.M60), "8b": partial(qwen35.blueprint, size=qwen35.B8)},
     drafters=(("mtp", None), ("dflash", "qwen35-dflash")),
+)
+_FALCON_H1 = Recipe(
+    "falcon-h1",
+    "Falcon-H1 hybrid: attention (head dim 64, heads 8/2) and Mamba-2 side by side; its state cannot be rolled back.",
+    "falcon-h1",
+    "target",
+    falcon_h1.blueprint,
+    drafters=(("draft", "llama-draft"),),
 )
 _NEMOTRON_H = Recipe(
     "nemotron-h",
@@ -179,6 +226,7 @@ _STEP35 = Recipe(
     "step35",
     "target",
     step35.blueprint,
+    {"60m": partial(step35.blueprint, size=step35.M60), "8b": partial(step35.blueprint, size=step35.B8)},
     drafters=(("mtp", None),),
     depth=step35.N_NEXTN,
 )
@@ -186,6 +234,8 @@ _STEP35 = Recipe(
 _RECIPES: tuple[Recipe, ...] = (
     _LLAMA,
     _block_drafter(_LLAMA, 1, 2, 3),
+    _block_drafter(_LLAMA, 1, 2, 3, window=16),
+    _LLAMA_DRAFT,
     _LLAMA_OTHER_VOCAB,
     _GEMMA4,
     _assistant(_GEMMA4, gemma4.E4B, "MTP assistant of gemma4: heads 4/2, queries only, attends to its target's KV cache."),
@@ -197,6 +247,7 @@ _RECIPES: tuple[Recipe, ...] = (
     _block_drafter(_GEMMA4_31B, 1, 3, 5, scaled=True),
     _QWEN35,
     _block_drafter(_QWEN35, 1, 2, 3, mrope=True),
+    _FALCON_H1,
     _NEMOTRON_H,
     _block_drafter(_NEMOTRON_H, 1, 3, 5),
     _NEMOTRON_H_MOE,

@@ -108,12 +108,20 @@ class EngineSubject:
         self._ask("check")
 
     def save(self, slot: int, name: str) -> None:
-        """Not there yet: the runner skips scenarios that need it."""
-        raise errors.UnsupportedError(f"the engine cannot save slot {slot} to `{name}`", "use the server level")
+        """Write a slot's conversation to a file beside the log."""
+        self._ask("save", slot=slot, path=str(self.path(name)))
 
     def restore(self, slot: int, name: str) -> None:
-        """Not there yet: the runner skips scenarios that need it."""
-        raise errors.UnsupportedError(f"the engine cannot restore slot {slot} from `{name}`", "use the server level")
+        """Read a slot's conversation from a file beside the log."""
+        self._ask("restore", slot=slot, path=str(self.path(name)))
+
+    def fork(self, slot: int, to: int) -> None:
+        """Let another slot hold the same conversation."""
+        self._ask("fork", slot=slot, to=to)
+
+    def path(self, name: str) -> Path:
+        """Where a saved slot's file is."""
+        return self.log_file.parent / name
 
     def stop(self) -> str:
         """Close the engine and end the child; says how it ended when that was a crash."""

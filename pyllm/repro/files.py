@@ -29,6 +29,7 @@ def model_path(model: ModelFile, beside: Path) -> Path:
             family=model.family,
             seed=model.seed,
             error_rate=model.error_rate,
+            nan_after=model.nan_after,
             width=model.width,
             layers=model.layers,
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyllm.errors import PyllmError
+from pyllm.repro.damage import corrupt
 from pyllm.repro.subject import Answer, Fault, Sent, Subject
 from pyllm.repro.verdict import CheckError
 
@@ -46,6 +47,8 @@ class Play:
 
     def __post_init__(self) -> None:
         self._conversations: dict[int, list[int]] = {}
+        self._saved: dict[str, list[int]] = {}
+        self._drafts: dict[int, tuple[int, int]] = {}
         self._drawn = 0
 
     def run(self) -> None:
@@ -113,10 +116,25 @@ class Play:
                 continue
             self._complete(asked, got, step.expect)
             self.records.append(Record(number, asked, got))
+            if expect.cached is not None and got.cached < expect.cached:
+                raise CheckError("more of the prompt was computed again", expected=f"{expect.cached} tokens found or more", got=f"{got.cached}")
             known = list(asked.prompt) if not isinstance(asked.prompt, str) else self.subject.tokenize(asked.prompt)
             self._conversations[prompt.slot or 0] = [*known, *got.tokens]
+        self._drafts[number] = (sum(got.drafted for got in answers), sum(got.accepted for got in answers))
+        self._compare_drafts(number, expect)
         if step.expect.error is not None:
             self._prove(number, prompts[0].slot)
+
+    def _compare_drafts(self, number: int, expect: Outcome) -> None:
+        drafted, accepted = self._drafts[number]
+        if expect.drafted is not None and drafted != expect.drafted:
+            raise CheckError("the drafters proposed another number of tokens", expected=str(expect.drafted), got=str(drafted))
+        if expect.drafts_as is not None and (drafted, accepted) != self._drafts[expect.drafts_as]:
+            raise CheckError(
+                f"the drafts are not those of step {expect.drafts_as}",
+                expected="{} tokens drafted, {} kept".format(*self._drafts[expect.drafts_as]),
+                got=f"{drafted} tokens drafted, {accepted} kept",
+            )
 
     def _cancel(self, number: int, step: Step) -> None:
         cancel = step.cancel
@@ -139,8 +157,16 @@ class Play:
         try:
             if step.save is not None:
                 self.subject.save(step.save.slot, step.save.to)
+                self._saved[step.save.to] = list(self._conversations.get(step.save.slot, []))
             elif step.restore is not None:
+                self._conversations.pop(step.restore.slot, None)
                 self.subject.restore(step.restore.slot, step.restore.source)
+                self._conversations[step.restore.slot] = list(self._saved.get(step.restore.source, []))
+            elif step.fork is not None:
+                self.subject.fork(step.fork.slot, step.fork.to)
+                self._conversations[step.fork.to] = list(self._conversations.get(step.fork.slot, []))
+            elif step.corrupt is not None:
+                corrupt(self.subject.path(step.corrupt.file), step.corrupt.field, step.corrupt.value)
         except PyllmError as failure:
             if step.expect.error is None or self.subject.died():
                 raise
@@ -174,6 +200,7 @@ class Play:
             prompt.stream,
             prompt.slot,
             after,
+            depth=prompt.depth,
         )
 
     def _fresh(self, prompt: Prompt) -> Sequence[int]:

@@ -31,15 +31,9 @@ if TYPE_CHECKING:
     from pyllm.repro.scenario import Beyond, Level, Scenario
     from pyllm.repro.subject import Subject
 
-_NO_CHECKPOINTS = "`{verb}` needs engine checkpoints, which this version does not have"
 #: Verbs that a level cannot do, and why.
 _MISSING: dict[tuple[Level, str], str] = {
-    ("engine", "save"): _NO_CHECKPOINTS,
-    ("engine", "restore"): _NO_CHECKPOINTS,
-    ("engine", "fork"): "`{verb}` needs slots that can be forked, which this version does not have",
-    ("engine", "corrupt"): _NO_CHECKPOINTS,
     ("server", "fork"): "llama-server has no request that forks a slot",
-    ("server", "corrupt"): "`{verb}` needs a checkpoint format with named fields, which this version does not have",
 }
 
 
@@ -151,6 +145,7 @@ class _Run:
                 return self._finish(verdict, play)
             self._start(subject)
             play.run()
+            self._silent(subject)
         except CheckError as failure:
             return replace(self._finish(verdict, play), status="fail", failure=_failure(failure, subject))
         finally:
@@ -175,6 +170,15 @@ class _Run:
             subject.start()
         except PyllmError as failure:
             raise CheckError(failure.message, expected="a start", got=subject.died() or failure.message, step=0) from failure
+
+    def _silent(self, subject: Subject) -> None:
+        never = self.scenario.expect.never
+        if never is None or not isinstance(subject, ServerSubject):
+            return
+        with subject.log_file.open(encoding="utf-8", errors="replace") as lines:
+            count = sum(never in line for line in lines)
+        if count:
+            raise CheckError(f"its log says `{never}`", expected="never", got=f"{count} times")
 
     def _refused(self, subject: Subject) -> None:
         says = self.scenario.expect.says or ""

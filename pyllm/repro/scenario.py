@@ -50,6 +50,7 @@ class ModelFile(Part):
     family: Literal["random", "successor"] = "random"
     seed: Annotated[int, Field(ge=0)] = 0
     error_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    nan_after: Literal["always"] | Annotated[int, Field(ge=0)] | None = None
     width: Annotated[int, Field(ge=1, le=64)] = 1
     layers: Annotated[int, Field(ge=1, le=256)] | None = None
 
@@ -112,10 +113,14 @@ class Beyond(Part):
 
 
 class Whole(Part):
-    """What has to come of the whole: ``start`` "refused" expects settings that are refused before any decode."""
+    """What has to come of the whole: ``start`` "refused" expects settings that are refused before any decode.
+
+    ``never`` is a text that the log of a server started here must not have; its flags have to make it talkative enough.
+    """
 
     start: Literal["ready", "refused"] = "ready"
     says: str | None = None
+    never: str | None = None
 
 
 class Scenario(Part):
@@ -150,6 +155,14 @@ class Scenario(Part):
     @classmethod
     def _engine_fields(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         return None if value is None else _settings(value)
+
+    @model_validator(mode="after")
+    def _earlier_steps(self) -> Scenario:
+        for number, step in enumerate(self.steps, 1):
+            like = step.expect.drafts_as
+            if like is not None and (like >= number or self.steps[like - 1].prompt is None):
+                raise refuse(f"drafts_as {like} is no earlier step with prompts", "steps count from 1", "steps", number - 1, "expect", "drafts_as")
+        return self
 
     @model_validator(mode="after")
     def _together(self) -> Scenario:
@@ -203,6 +216,9 @@ class Scenario(Part):
         for part in parts:
             settings |= part.engine
         config: EngineConfig = parse(EngineConfig, settings | {"model": model, "draft": draft})
+        if config.spec is not None and "depth_control" not in config.spec.model_fields_set:
+            # A replay drafts the same on every machine: depths do not follow from what a step takes there.
+            config = config.model_copy(update={"spec": config.spec.model_copy(update={"depth_control": False})})
         if config.spec is not None and config.spec.n_max is not None:
             check_batch(batch=config.batch, slots=config.slots, depth=config.spec.n_max)
         return config

@@ -71,6 +71,14 @@ class RemoteSubject:
         """Through ``/slots``; the server needs ``--slot-save-path``."""
         self.client.restore_slot(slot, name)
 
+    def fork(self, slot: int, to: int) -> None:
+        """Not something that a server is asked; the runner skips such scenarios."""
+        raise UnsupportedError(f"slot {slot} cannot be forked to {to} over HTTP", "use the engine level")
+
+    def path(self, name: str) -> Path:
+        """A server that was not started here keeps its files where it wants."""
+        raise UnsupportedError(f"the file `{name}` of the server at {self.client.url} is not here", "give --against the path of its binary")
+
     def stop(self) -> str:
         """Close the connection; the server is not ours to end."""
         if self._client is not None:
@@ -115,6 +123,10 @@ class ServerSubject(RemoteSubject):
         self._process.start(limit=self.limit)
         self.url = self._process.url
         self._client = ServerClient(self.url, timeout=self.limit)
+
+    def path(self, name: str) -> Path:
+        """Beside the log: there --slot-save-path points."""
+        return self.log_file.parent / name
 
     def save(self, slot: int, name: str) -> None:
         """Through ``/slots``."""
@@ -177,6 +189,7 @@ def _options(sent: Sent) -> dict[str, Any]:
         "stop": sent.stop,
         "slot": sent.slot,
         "cache": sent.cache,
+        "depth": sent.depth,
     }
 
 

@@ -19,8 +19,8 @@ class Prompt(Part):
     """A request. The prompt is ``text``, ``tokens``, or ``random``, a count of tokens drawn by the scenario's seed.
 
     ``continues`` puts the slot's conversation in front, without its last ``cut`` tokens: a chat that grows, or is
-    edited. ``count`` sends as many requests at once, with other random tokens each. ``slot`` is asked of a server; the
-    engine chooses by prefix.
+    edited. ``count`` sends as many requests at once, with other random tokens each. ``slot`` is the one that has to take it.
+    ``depth`` bounds what is drafted at once for this request, 0 switches drafting off.
     """
 
     text: str | None = None
@@ -34,6 +34,7 @@ class Prompt(Part):
     stop: tuple[str, ...] = ()
     stream: bool = False
     slot: SlotNumber | None = None
+    depth: Annotated[int, Field(ge=0, le=4096)] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Prompt:
@@ -109,12 +110,18 @@ class Outcome(Part):
     ``error`` is a class of :mod:`pyllm.errors`; over HTTP it is any answer by which a server declines. ``says`` has to be in its text, at the
     engine level, where the text is ours. ``at_most`` lets so many of the step's requests end with the error and asks a
     full answer of the others; without it all of them have to. A crash or an internal error never is the expected one.
+
+    ``drafts_as`` is the number of an earlier step: the drafters proposed as many tokens as there, and as many were kept. ``drafted`` is that
+    number itself. ``cached`` tokens of each prompt, or more, were found and not computed again.
     """
 
     error: str | None = None
     at_most: Annotated[int, Field(ge=1, le=256)] | None = None
     says: str | None = None
     finish: Literal["stop", "length"] | None = None
+    drafts_as: Annotated[int, Field(ge=1)] | None = None
+    drafted: Annotated[int, Field(ge=0)] | None = None
+    cached: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("error")
     @classmethod

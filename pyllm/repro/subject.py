@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Sent:
     """One request as it was sent.
 
-    ``after`` leaves it when so many tokens have come; ``cache`` False computes its whole prompt.
+    ``after`` leaves it when so many tokens have come; ``cache`` False computes its whole prompt; ``depth`` bounds its drafts.
     """
 
     prompt: str | tuple[int, ...]
@@ -25,6 +26,7 @@ class Sent:
     slot: int | None = None
     after: int | None = None
     cache: bool = True
+    depth: int | None = None
 
     @property
     def greedy(self) -> bool:
@@ -110,6 +112,12 @@ class Subject(Protocol):
 
     def restore(self, slot: int, name: str) -> None:
         """Read a slot's state from a file of the scenario's folder."""
+
+    def fork(self, slot: int, to: int) -> None:
+        """Let another slot hold the same conversation."""
+
+    def path(self, name: str) -> Path:
+        """Where the file of a saved slot is."""
 
     def stop(self) -> str:
         """End it in an orderly way. Returns how it ended when that was not orderly, else an empty text."""

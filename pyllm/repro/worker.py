@@ -61,6 +61,8 @@ class Session:
                 seed=sent.seed,
                 stop=sent.stop,
                 cache_prompt=sent.cache,
+                slot=sent.slot,
+                draft_depth=sent.depth,
             )
         except Exception as failure:  # noqa: BLE001 - whatever it is, it is an answer
             return sent, failure
@@ -96,6 +98,18 @@ class Session:
     def do_tokenize(self, text: str) -> list[int]:
         """Tokens of a prompt."""
         return list(self._llm.tokenize(text))
+
+    def do_save(self, slot: int, path: str) -> None:
+        """Write a slot's conversation."""
+        self._llm.save(slot, path)
+
+    def do_restore(self, slot: int, path: str) -> None:
+        """Read a slot's conversation."""
+        self._llm.restore(path, slot)
+
+    def do_fork(self, slot: int, to: int) -> None:
+        """Copy a slot's conversation."""
+        self._llm.fork(slot, to)
 
     def do_check(self) -> None:
         """The engine's own integrity check."""

@@ -113,9 +113,13 @@ class ServerClient:
         stop: Sequence[str] = (),
         slot: int | None = None,
         cache: bool = True,
+        depth: int | None = None,
     ) -> ServerCompletion:
-        """Continue ``prompt`` (text or tokens) by up to ``n`` tokens. ``cache`` False computes the whole prompt."""
-        body = _body(prompt, n=n, temperature=temperature, seed=seed, stop=stop, slot=slot, cache=cache)
+        """Continue ``prompt`` (text or tokens) by up to ``n`` tokens.
+
+        ``cache`` False computes the whole prompt. ``depth`` bounds what is drafted at once for it; only pyllm-server heeds it.
+        """
+        body = _body(prompt, n=n, temperature=temperature, seed=seed, stop=stop, slot=slot, cache=cache, depth=depth)
         answer = self._json("POST", "/completion", body)
         return _completion(answer, str(answer.get("content", "")), tuple(answer.get("tokens", ())))
 
@@ -129,9 +133,10 @@ class ServerClient:
         stop: Sequence[str] = (),
         slot: int | None = None,
         cache: bool = True,
+        depth: int | None = None,
     ) -> Iterator[ServerChunk]:
         """The same, piece by piece. Leaving the loop early makes the server cancel the request."""
-        body = _body(prompt, n=n, temperature=temperature, seed=seed, stop=stop, slot=slot, cache=cache)
+        body = _body(prompt, n=n, temperature=temperature, seed=seed, stop=stop, slot=slot, cache=cache, depth=depth)
         text, tokens = "", ()
         try:
             with self._http.stream("POST", "/completion", json=body | {"stream": True}) as answer:
@@ -227,6 +232,7 @@ def _body(
     stop: Sequence[str],
     slot: int | None,
     cache: bool,
+    depth: int | None,
 ) -> dict[str, Any]:
     body: dict[str, Any] = {
         "prompt": prompt if isinstance(prompt, str) else list(prompt),
@@ -240,6 +246,8 @@ def _body(
         body["seed"] = seed
     if slot is not None:
         body["id_slot"] = slot
+    if depth is not None:
+        body["speculative.n_max"] = depth
     return body
 
 

@@ -276,8 +276,8 @@ def test_a_sampler_of_another_model(llama: Model) -> None:
         ({"top_p": 1.5}, "top_p 1.5"),
         ({"min_p": -0.1}, "min_p -0.1"),
         ({"repeat_penalty": 0.0}, "repeat_penalty 0"),
-        ({"grammar": "root ::= ["}, "the sampler could not be made"),
-        ({"grammar": 'start ::= "a"'}, "the sampler could not be made"),
+        ({"grammar": "root ::= ["}, "the grammar does not parse: line 1, column 1"),
+        ({"grammar": 'start ::= "a"'}, "the grammar has no rule `root`"),
     ],
 )
 def test_impossible_sampling(llama: Model, settings: dict[str, float], message: str) -> None:
@@ -312,3 +312,33 @@ def test_a_seed_repeats(llama: Model, make_context: Callable[..., Context]) -> N
                 draws.append([sampler.verify(context, 4)[0] for _ in range(40)])
         assert draws[0] == draws[1]
         assert draws[0] != draws[2]
+
+
+#: Decodes of a batch of 64 in micro-batches of 32: (sequence, first position, tokens, tokens that stay).
+STEPS = [
+    [(0, 0, 20, 20), (1, 0, 33, 33), (2, 0, 11, 11)],
+    [(0, 20, 4, 1), (1, 33, 4, 1), (2, 11, 35, 35), (3, 0, 21, 21)],
+    [(0, 21, 4, 1), (1, 34, 4, 1), (2, 46, 4, 1), (3, 21, 27, 27), (4, 0, 25, 25)],
+    [(0, 22, 4, 1), (1, 35, 4, 1), (2, 47, 4, 1), (3, 48, 11, 11), (4, 25, 23, 23), (5, 0, 18, 18)],
+    [(0, 23, 4, 1), (1, 36, 4, 1), (2, 48, 4, 1), (3, 59, 4, 1), (4, 48, 24, 24), (5, 18, 24, 24)],
+]
+
+
+def test_a_batch_of_micro_batches_keeps_the_window() -> None:
+    """Patch 0033: a sliding window in a unified cache, prompts beside verify blocks, a batch longer than a micro-batch."""
+    tokens = [prompt_tokens(seq, 100) for seq in range(6)]
+    with Model(models.make("gemma4")) as model:
+        with Context(model, n_ctx=512, n_batch=128) as alone, Batch(alone) as batch:
+            batch.add(0, 0, tokens[4][:72], "all")
+            alone.decode(batch)
+            expected = [alone.logits(place) for place in range(48, 72)]
+        with Context(model, n_ctx=2048, n_batch=64, n_ubatch=32, n_seq_max=8, kv_unified=True) as context, Batch(context) as batch:
+            for step in STEPS:
+                batch.clear()
+                firsts = {seq: batch.add(seq, pos, tokens[seq][pos : pos + count], "all") for seq, pos, count, _ in step}
+                context.decode(batch)
+                got = [context.logits(firsts[4] + place) for place in range(24)] if step is STEPS[-1] else []
+                for seq, pos, count, stay in step:
+                    if stay < count:
+                        context.remove(seq, pos + stay)
+    assert max(float(np.abs(left - right).max()) for left, right in zip(got, expected, strict=True)) < 0.02

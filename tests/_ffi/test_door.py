@@ -117,7 +117,9 @@ def test_log_level() -> None:
 
 def test_a_closed_handle_raises_and_closes_twice_silently(llama: Model, make_context: Callable[..., Context]) -> None:
     context = make_context()
-    handles = [Batch(context), Sampler(llama), Drafter(context, ["ngram-map-k"]), make_context()]
+    drafter = Drafter(context)
+    drafter.add("ngram-map-k")
+    handles = [Batch(context), Sampler(llama), drafter, make_context()]
     uses = [lambda h: h.add(0, 0, [1]), lambda h: h.reset(), lambda h: h.stats, lambda h: h.info]
     for handle, use in zip(handles, uses, strict=True):
         handle.close()
@@ -130,7 +132,8 @@ def test_a_closed_handle_raises_and_closes_twice_silently(llama: Model, make_con
 def test_handles_keep_alive_what_they_need(llama_path: Path) -> None:
     model = pyllm._ffi.Model(llama_path)
     context = Context(model, n_ctx=64)
-    drafter = Drafter(context, ["ngram-map-k"])
+    drafter = Drafter(context)
+    drafter.add("ngram-map-k")
     batch = Batch(context)
     batch.add(0, 0, [1, 270], "last")
     model.close()

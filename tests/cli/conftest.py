@@ -22,7 +22,7 @@ PYLLM = [sys.executable, "-c", "from pyllm.cli import main; main()"]
 VOLATILE = [
     (re.compile(r"[\u2500-\u257f]"), " "),  # frames around the groups of a help page
     (
-        re.compile(r"<(?:bool|str|int|float|path|list\[str\]|string|file|directory|text|integer)>|\b(?:TEXT|INTEGER|FLOAT|PATH)\b"),
+        re.compile(r"<(?:bool|str|int|float|path|list\[\w+\]|string|file|directory|text|integer)>|\b(?:TEXT|INTEGER|FLOAT|PATH)\b"),
         "",
     ),
     (re.compile(r"\d+\.\d+ s\b"), "[TIME]"),

@@ -149,8 +149,13 @@ def test_cache_is_keyed_by_content(tmp_path, monkeypatch):
         models.make("llama", family="successor"),
         models.make("llama-dflash", family="successor"),
         models.make("llama-dflash", family="successor", error_rate=0.5),
+        models.make("llama-dflash", family="successor", error_rate=[0.5, 0.5]),
+        models.make("llama-dflash", family="successor", nan_after="always"),
+        models.make("llama-dflash", family="successor", nan_after=300),
+        models.make("llama", n_vocab=600),
     }
-    assert len(others | {path}) == 7
+    assert len(others | {path}) == 11
+    assert models.make("llama-dflash", family="successor", error_rate=[0.5]) in others
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma4", "gemma4-assistant", "qwen35", "llama-dflash"])
@@ -170,9 +175,33 @@ def test_layers(name, layers, tmp_path):
     assert key(reader, f"{arch}.block_count") == layers + nextn
 
 
-def test_successor_block_drafter_has_a_position_per_layer(tmp_path):
-    reader = GGUFReader(models.make("llama-dflash", tmp_path / "m.gguf", family="successor", layers=4))
-    assert key(reader, "dflash.block_size") == key(reader, "dflash.block_count") == 4
+def test_successor_block_drafter_has_a_head_for_each_position_it_drafts(tmp_path):
+    reader = GGUFReader(models.make("llama-dflash", tmp_path / "m.gguf", family="successor"))
+    assert key(reader, "dflash.attention.head_count") >= key(reader, "dflash.block_size") - 1
+    assert key(reader, "dflash.block_count") == 2
+    assert key(reader, "dflash.block_size") - 1 == recipe_module.find("llama-dflash").depth
+
+
+def test_a_convolution_without_bias_would_crash_the_graph(tmp_path):
+    for name in ("falcon-h1", "nemotron-h"):
+        names = shapes(GGUFReader(models.make(name, tmp_path / "m.gguf")))
+        for weight in [name for name in names if name.endswith("ssm_conv1d.weight")]:
+            assert names[weight.replace("weight", "bias")] == names[weight][1:]
+
+
+def test_every_layer_of_falcon_h1_has_attention_and_a_recurrent_state(tmp_path):
+    names = shapes(GGUFReader(models.make("falcon-h1", tmp_path / "m.gguf")))
+    for block in range(3):
+        assert f"blk.{block}.attn_q.weight" in names
+        assert f"blk.{block}.ssm_in.weight" in names
+
+
+def test_sliding_window_of_a_block_drafter(tmp_path):
+    for family, pattern in (("random", [True, False, True]), ("successor", [True, False])):
+        reader = GGUFReader(models.make("llama-dflash-swa", tmp_path / "m.gguf", family=family))
+        assert key(reader, "dflash.attention.sliding_window") == 16
+        assert key(reader, "dflash.attention.sliding_window_pattern") == pattern
+    assert key(GGUFReader(models.make("llama-dflash", tmp_path / "m.gguf")), "dflash.attention.sliding_window") is None
 
 
 def test_unknown_recipe_suggests_the_nearest(tmp_path):
@@ -200,6 +229,24 @@ def test_unknown_recipe_suggests_the_nearest(tmp_path):
         ("gemma4", {"layers": 3}, "not 3", "4 or more"),
         ("step35", {"layers": 1}, "not 1", "least"),
         ("gemma4-assistant", {"layers": 1}, "not 1", "least"),
+        ("llama-dflash", {"family": "successor", "layers": 1}, "not 1", "second drafts"),
+        ("llama-dflash", {"family": "successor", "error_rate": []}, "empty", "one for each"),
+        ("llama-dflash", {"family": "successor", "error_rate": [0.1, -0.2]}, "-0.2, outside 0 … 1", "share of tokens"),
+        ("llama-dflash", {"family": "successor", "error_rate": [0.1] * 8}, "8 values, but llama-dflash drafts 7", "fewer"),
+        ("step35", {"family": "successor", "error_rate": [0.1] * 4}, "4 values, but step35 drafts 3", "fewer"),
+        ("qwen35", {"family": "successor", "error_rate": [0.1, 0.2]}, "same head", "block drafter"),
+        ("gemma4-assistant", {"family": "successor", "error_rate": [0.1, 0.2]}, "same head", "block drafter"),
+        ("llama-draft", {"family": "successor", "error_rate": [0.1, 0.2]}, "same head", "block drafter"),
+        ("llama-dflash", {"family": "successor", "nan_after": 512}, "512, neither", "piece_id"),
+        ("llama-dflash", {"family": "successor", "nan_after": "never"}, "'never', neither", "piece_id"),
+        ("llama-dflash", {"nan_after": 300}, "300", "'always'"),
+        ("llama", {"size": "70b"}, "no size '70b'", "tiny, 60m, 8b"),
+        ("gemma4", {"family": "successor", "size": "8b"}, "no size '8b'", "tiny"),
+        ("llama", {"size": "60m"}, "random", "successor"),
+        ("llama", {"family": "successor", "size": "60m", "tensor_type": "q6_k"}, "'q6_k', not one of", "leave it out"),
+        ("llama", {"family": "successor", "tensor_type": "q8_0"}, "not quantised", "60m"),
+        ("llama", {"n_vocab": 511}, "511, but the vocabulary has 512", "or more"),
+        ("llama", {"n_vocab": 1 << 19}, "outside", "leave it out"),
     ],
 )
 def test_values_outside_their_limits(name, arguments, value, way_out, tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from gguf import GGUFReader
@@ -14,25 +16,30 @@ from pyllm.models.vocabulary import BOS_ID, FIRST_PIECE_ID, MASK_ID, N_PIECES, N
 PRINTABLE = np.arange(FIRST_PIECE_ID, FIRST_PIECE_ID + N_PIECES)
 
 
-def naive(first, n_tokens, depth, seed, error_rate):
+def naive(first, n_tokens, depth, seed, error_rate, *, replays=False):
     """The server's loop, token by token, on whole sequences."""
-    follow, guess = models.successor(seed), models.drafter_table(seed, error_rate)
+    follow = models.successor(seed)
+    guesses = [models.drafter_table(seed, error_rate, place) for place in range(1, depth + 1)]
     text = [first]
     drafted = accepted = 0
     while len(text) < n_tokens:
         draft = []
         last = text[-1]
-        for _ in range(min(depth, n_tokens - len(text) - 1)):
+        for place in range(min(depth, n_tokens - len(text) - 1)):
             # what a drafter proposes after a mistake is of no consequence: the mistake ends the step
-            last = int(guess[last])
+            last = int(guesses[place][last])
             draft.append(last)
         drafted += len(draft)
+        rejected = False
         for token in draft:
-            if token != follow[text[-1]]:
+            rejected = token != follow[text[-1]]
+            if rejected:
                 break
             text.append(token)
             accepted += 1
         text.append(int(follow[text[-1]]))
+        if replays and rejected:
+            text.append(int(follow[text[-1]]))
     assert len(text) == n_tokens
     return drafted, accepted
 
@@ -45,12 +52,50 @@ def naive(first, n_tokens, depth, seed, error_rate):
     st.integers(0, 50),
     st.floats(0.0, 1.0),
     st.sampled_from(sorted(LIMITS)),
+    st.booleans(),
 )
-def test_arithmetic_agrees_with_a_simulation(first, n_tokens, depth, seed, error_rate, kind):  # noqa: PLR0917
+def test_arithmetic_agrees_with_a_simulation(first, n_tokens, depth, seed, error_rate, kind, replays):  # noqa: PLR0917
     limit = LIMITS[kind]
     bounded = depth if limit is None else min(depth, limit)
-    expected = naive(first, n_tokens, bounded, seed, error_rate)
-    assert models.expected_acceptance(first, n_tokens, depth, seed, error_rate, kind) == expected
+    expected = naive(first, n_tokens, bounded, seed, error_rate, replays=replays)
+    assert models.expected_acceptance(first, n_tokens, depth, seed, error_rate, kind, replays=replays) == expected
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.sampled_from([*PRINTABLE.tolist(), BOS_ID, 40]),
+    st.integers(1, 200),
+    st.integers(0, 12),
+    st.integers(0, 50),
+    st.lists(st.floats(0.0, 1.0), min_size=1, max_size=9),
+    st.sampled_from(["dflash", "chained"]),
+)
+def test_arithmetic_of_a_rate_for_each_place(first, n_tokens, depth, seed, error_rates, kind):  # noqa: PLR0917
+    expected = naive(first, n_tokens, min(depth, LIMITS[kind]), seed, error_rates)
+    assert models.expected_acceptance(first, n_tokens, depth, seed, error_rates, kind) == expected
+
+
+@given(st.integers(0, 1000), st.lists(st.floats(0.0, 1.0), min_size=2, max_size=7))
+def test_each_place_errs_at_its_own_rate(seed, error_rates):
+    for place in range(1, 10):
+        wrong = models.drafter_table(seed, error_rates, place) != models.successor(seed)
+        assert wrong[PRINTABLE].sum() == round(error_rates[min(place, len(error_rates)) - 1] * N_PIECES)
+
+
+def test_places_err_after_different_pieces():
+    wrong = [models.drafter_table(0, [0.5, 0.5], place) != models.successor(0) for place in (1, 2, 3)]
+    for first, second in itertools.combinations(wrong, 2):
+        assert (first[PRINTABLE] != second[PRINTABLE]).any()
+    one = [models.drafter_table(0, 0.5, place) for place in (1, 2, 3)]
+    assert (one[0] == one[1]).all()
+    assert (one[0] == one[2]).all()
+
+
+def test_a_wrong_second_place_bounds_every_draft():
+    drafted, accepted = models.expected_acceptance(piece_id("a"), 81, 4, 0, [0.0, 1.0, 0.0], "dflash")
+    # each step accepts the first token, rejects the second, and adds one
+    assert accepted == 40
+    assert drafted == 4 * 38 + 3 + 1
 
 
 @given(st.integers(0, 1000))
@@ -90,6 +135,7 @@ def test_a_perfect_drafter_and_a_useless_one():
         (5, 0, 3, 0, 0.0),
         (5, 10, -1, 0, 0.0),
         (5, 10, 3, 0, 0.0, "eagle"),
+        (5, 10, 3, 0, 0.0, ""),
     ],
 )
 def test_arguments_outside_their_limits(arguments):
@@ -100,6 +146,19 @@ def test_arguments_outside_their_limits(arguments):
 def test_error_rate_outside_its_limits():
     with pytest.raises(ConfigError):
         models.drafter_table(0, -0.1)
+    with pytest.raises(ConfigError, match="empty"):
+        models.drafter_table(0, [])
+
+
+@pytest.mark.parametrize("kind", ["mtp", "draft"])
+def test_a_single_head_does_not_know_the_place(kind):
+    with pytest.raises(ConfigError, match="2 values, but"):
+        models.expected_acceptance(300, 10, 3, 0, [0.1, 0.2], kind)
+
+
+def test_places_count_from_one():
+    with pytest.raises(InvalidArgumentError, match="position is 0"):
+        models.drafter_table(0, 0.0, 0)
 
 
 def matrices(path):

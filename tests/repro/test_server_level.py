@@ -137,11 +137,45 @@ def test_an_expected_refusal_at_the_start(judge):
     assert verdict.failure.what == "it started"
 
 
-@pytest.mark.parametrize("verb", ["fork: {slot: 0, to: 1}", "corrupt: {file: a, field: b, value: 1}"])
-def test_verbs_that_are_not_there_yet_are_skipped(judge, verb):
-    verdict = judge(f"  - {verb}\n")
+def test_a_verb_that_servers_do_not_have_is_skipped(judge):
+    verdict = judge("  - fork: {slot: 0, to: 1}\n")
     assert verdict.status == "skipped"
     assert verdict.reason
+
+
+def test_a_file_that_was_not_saved_cannot_be_corrupted(judge):
+    verdict = judge("  - corrupt: {file: a, field: b, value: 1}\n")
+    assert verdict.status == "fail"
+    assert "`a` was not saved" in verdict.failure.what
+
+
+@pytest.mark.parametrize(
+    ("expect", "what"),
+    [
+        ("{drafted: 5}", "proposed another number"),
+        ("{drafts_as: 1}", "not those of step 1"),
+        ("{cached: 1}", "computed again"),
+    ],
+)
+def test_counts_that_are_others(judge, expect, what):
+    steps = f"  - prompt: [{{tokens: [3], n: 2}}, {{tokens: [4], n: 2}}]\n  - prompt: {{tokens: [1, 2], n: 4}}\n    expect: {expect}\n"
+    verdict = judge(steps)
+    assert verdict.status == "fail"
+    assert verdict.failure is not None
+    assert what in verdict.failure.what
+    assert verdict.failure.step == 2
+
+
+def test_counts_that_are_the_same(judge):
+    steps = "  - prompt: {tokens: [3], n: 2}\n  - prompt: {tokens: [1, 2], n: 4, depth: 4}\n    expect: {drafted: 4, drafts_as: 1}\n"
+    assert judge(steps).status == "pass"
+
+
+def test_what_a_log_must_not_say(judge):
+    assert judge(tail="expect: {never: no such words}\n").status == "pass"
+    verdict = judge(tail="expect: {never: listening}\n")
+    assert verdict.failure is not None
+    assert verdict.failure.what == "its log says `listening`"
 
 
 def test_requirements_and_what_was_not_run(judge):

@@ -60,6 +60,39 @@ def test_a_drafter_of_another_target(target, draft, kind, says):
     assert "signal" not in text
 
 
+@pytest.mark.parametrize(
+    ("draft", "types", "says"),
+    [
+        ("qwen35-dflash", "draft-mtp,draft-dflash", "`draft-mtp` and `draft-dflash` together need 2 draft contexts, and there is one"),
+        ("qwen35", "draft-mtp,draft-simple", "`draft-mtp` and `draft-simple` together need 2 draft contexts, and there is one"),
+        ("qwen35-dflash", "draft-simple", "architecture `dflash` cannot draft by itself"),
+    ],
+)
+def test_drafters_that_need_two_contexts(draft, types, says):
+    """B19: heads inside the target's file and a drafter in one of its own; the server has one draft context."""
+    with pytest.raises(ServerError) as caught, start("-m", models.make("qwen35"), "-md", models.make(draft), "--spec-type", types, "-c", 512):
+        pass
+    text = f"{caught.value.message}\n{caught.value.hint}"
+    assert says in text
+    assert "signal" not in text
+
+
+@pytest.mark.parametrize("p_min", [0.7, 0.95])
+def test_a_used_slot_drafts_like_a_fresh_one(p_min):
+    """B13: the first token of a prompt was paired with a hidden row of the request before, and all drafts saw that.
+
+    How sure a random head is depends on its whole memory, and with a p_min so does the number of tokens that it drafts.
+    """
+    flags = ["-m", models.make("qwen35"), "--spec-type", "draft-mtp", "--spec-draft-n-max", 3, "--spec-draft-p-min", p_min, "-np", 1, "-c", 512]
+    with start(*flags) as server, ServerClient(server.url) as client:
+        fresh = client.completion(prompt_tokens(0, 30), n=80)
+        assert 0 < fresh.drafted < 160
+        for salt in (5, 6):
+            client.completion(prompt_tokens(salt, 40), n=9)
+            again = client.completion(prompt_tokens(0, 30), n=80)
+            assert (again.drafted, again.accepted, again.tokens) == (fresh.drafted, fresh.accepted, fresh.tokens)
+
+
 def test_a_drafter_of_another_width():
     with pytest.raises(ServerError) as caught, start("-m", models.make("llama", width=2), "-md", models.make("llama-dflash"), "--spec-type", "draft-dflash"):
         pass

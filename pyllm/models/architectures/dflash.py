@@ -20,32 +20,40 @@ def blueprint(
     taps: list[int],
     *,
     layers: int,
-    block_size: int,
     embed_scale: float | None,
-    own_head: bool,
+    exact: bool,
     mrope: bool,
+    window: int = 0,
 ) -> Blueprint:
-    """Return a drafter for ``target`` that reads the inputs of the target's layers ``taps``."""
+    """Return a drafter for ``target`` that reads the inputs of the target's layers ``taps``.
+
+    ``exact`` gives what the successor family needs: a head of its own, and as many query heads as positions to draft.
+    A ``window`` in tokens makes every other layer, from the first, a sliding-window one.
+    """
     n_embd = target.n_embd
-    n_ff = N_FF * max(1, n_embd // 256)
+    n_head, n_head_kv = (BLOCK_SIZE, BLOCK_SIZE // 2) if exact else (N_HEAD, N_HEAD_KV)
+    n_ff = N_FF if exact else N_FF * max(1, n_embd // 256)
     metadata: dict[str, Value] = {
         "vocab_size": N_VOCAB,
         "context_length": 8192,
         "embedding_length": n_embd,
         "block_count": layers,
         "feed_forward_length": n_ff,
-        "attention.head_count": N_HEAD,
-        "attention.head_count_kv": N_HEAD_KV,
+        "attention.head_count": n_head,
+        "attention.head_count_kv": n_head_kv,
         "attention.key_length": HEAD_DIM,
         "attention.value_length": HEAD_DIM,
         "attention.layer_norm_rms_epsilon": 1e-6,
         "rope.dimension_count": HEAD_DIM,
         "rope.freq_base": 10000.0,
-        "block_size": block_size,
+        "block_size": BLOCK_SIZE,
         "target_layers": taps,
     }
     if mrope:
         metadata["rope.dimension_sections"] = [HEAD_DIM // 2, 0, 0, 0]
+    if window:
+        metadata["attention.sliding_window"] = window
+        metadata["attention.sliding_window_pattern"] = [i % 2 == 0 for i in range(layers)]
     if embed_scale is not None:
         metadata["embedding_scale"] = embed_scale
     plan = Blueprint(
@@ -53,7 +61,7 @@ def blueprint(
         metadata,
         n_embd=n_embd,
         n_embd_target=n_embd,
-        block_size=block_size,
+        block_size=BLOCK_SIZE,
         n_taps=len(taps),
     )
     part = Part.DFLASH
@@ -62,13 +70,14 @@ def blueprint(
         Tensor("enc.output_norm.weight", (n_embd,), Role.NORM, part=part),
         Tensor("output_norm.weight", (n_embd,), Role.HEAD_NORM, part=part),
     ]
-    if own_head:
+    if exact:
         plan.tensors.append(Tensor("output.weight", (N_VOCAB, n_embd), Role.HEAD, part=part))
-    heads = Heads(N_HEAD, HEAD_DIM, HEAD_DIM, 10000.0, HEAD_DIM**-0.5, normed=True)
     for i in range(layers):
+        reach = window * 3 // 4 if window and i % 2 == 0 else 40
+        heads = Heads(n_head, HEAD_DIM, HEAD_DIM, 10000.0, HEAD_DIM**-0.5, normed=True, reach=reach)
         plan.tensors += [
             Tensor(f"blk.{i}.attn_norm.weight", (n_embd,), Role.NORM, layer=i, part=part),
-            *attention(i, n_embd, N_HEAD_KV, heads, part=part),
+            *attention(i, n_embd, n_head_kv, heads, part=part),
             Tensor(f"blk.{i}.ffn_norm.weight", (n_embd,), Role.NORM, layer=i, part=part),
             *ffn(i, n_embd, n_ff, part=part),
         ]

@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from pyllm.errors import ConfigError
-from pyllm.models.architectures.block import attention, ffn, frame
+from pyllm.models.architectures.block import Mamba2, attention, ffn, frame, mamba2
 from pyllm.models.blueprint import Blueprint, Heads, Part, Role, Tensor, Value
 
 N_EMBD, N_FF, N_VOCAB = 256, 128, 512
 N_HEAD, N_HEAD_KV, HEAD_DIM = 32, 2, 128
-D_CONV, D_STATE, N_GROUP, N_SSM_HEAD, D_INNER = 4, 128, 2, 8, 512
+SSM = Mamba2(d_conv=4, d_state=128, n_group=2, n_head=8, d_inner=512)
 N_EXPERT, N_EXPERT_USED = 4, 2
 PATTERN = "M*-"
 """Kinds of the blocks, repeated: Mamba-2, attention, feed-forward."""
@@ -51,11 +51,7 @@ def blueprint(width: int = 1, layers: int | None = None, *, moe: bool) -> Bluepr
         "attention.layer_norm_epsilon": 1e-6,
         "attention.layer_norm_rms_epsilon": 1e-6,
         "rope.dimension_count": HEAD_DIM,
-        "ssm.conv_kernel": D_CONV,
-        "ssm.inner_size": D_INNER,
-        "ssm.state_size": D_STATE,
-        "ssm.time_step_rank": N_SSM_HEAD,
-        "ssm.group_count": N_GROUP,
+        **SSM.metadata(),
     }
     if moe:
         metadata |= {
@@ -73,7 +69,7 @@ def blueprint(width: int = 1, layers: int | None = None, *, moe: bool) -> Bluepr
     for i, kind in enumerate(kinds):
         plan.tensors.append(Tensor(f"blk.{i}.attn_norm.weight", (n_embd,), Role.NORM, layer=i))
         if kind == "M":
-            plan.tensors += _mamba(i, n_embd)
+            plan.tensors += mamba2(i, n_embd, SSM, gain=3.0)
         elif kind == "*":
             plan.tensors += _attention(i, n_embd, Part.TARGET)
         else:
@@ -95,30 +91,6 @@ def blueprint(width: int = 1, layers: int | None = None, *, moe: bool) -> Bluepr
 
 def _attention(i: int, n_embd: int, part: Part) -> list[Tensor]:
     return attention(i, n_embd, N_HEAD_KV, Heads(N_HEAD, HEAD_DIM, 0, 1.0, HEAD_DIM**-0.5), part=part)
-
-
-def _mamba(i: int, n_embd: int) -> list[Tensor]:
-    conv_dim = D_INNER + 2 * N_GROUP * D_STATE
-    # decay per token is exp(ssm_a * softplus(dt)), dt about ssm_dt: the heads remember from a few to about a hundred
-    # tokens
-    decay = -np.geomspace(0.02, 0.5, N_SSM_HEAD).astype(np.float32).reshape(N_SSM_HEAD, 1)
-    return [
-        Tensor(f"blk.{i}.ssm_in.weight", (D_INNER + conv_dim + N_SSM_HEAD, n_embd), Role.IN, layer=i),
-        Tensor(f"blk.{i}.ssm_conv1d.weight", (conv_dim, D_CONV), Role.IN, 1.5, i, single=True),
-        Tensor(f"blk.{i}.ssm_conv1d.bias", (conv_dim,), Role.FIXED, layer=i, fixed=np.zeros(conv_dim, np.float32)),
-        Tensor(f"blk.{i}.ssm_dt.bias", (N_SSM_HEAD,), Role.FIXED, layer=i, fixed=np.full(N_SSM_HEAD, -1.0, np.float32)),
-        Tensor(f"blk.{i}.ssm_a", (N_SSM_HEAD, 1), Role.FIXED, layer=i, fixed=decay, single=True),
-        Tensor(
-            f"blk.{i}.ssm_d",
-            (N_SSM_HEAD, 1),
-            Role.FIXED,
-            layer=i,
-            fixed=np.ones((N_SSM_HEAD, 1), np.float32),
-            single=True,
-        ),
-        Tensor(f"blk.{i}.ssm_norm.weight", (N_GROUP, D_INNER // N_GROUP), Role.NORM, layer=i, single=True),
-        Tensor(f"blk.{i}.ssm_out.weight", (n_embd, D_INNER), Role.OUT, 3.0, i),
-    ]
 
 
 def _experts(i: int, n_embd: int, n_ff: int, part: Part) -> list[Tensor]:

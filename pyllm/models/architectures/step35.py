@@ -7,18 +7,46 @@ is why upstream refuses a context shift. All blocks are dense here, as the leadi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pyllm.errors import ConfigError
 from pyllm.models.architectures.block import attention, ffn, frame
 from pyllm.models.blueprint import Blueprint, Heads, Part, Role, Tensor
 
-N_EMBD, N_FF, N_VOCAB = 256, 128, 512
-N_HEAD, N_HEAD_KV, HEAD_DIM = 8, 2, 128
+N_VOCAB, HEAD_DIM = 512, 128
 FREQ_BASE, FREQ_BASE_SWA = 1000000.0, 10000.0
 SLIDING_WINDOW = 32
 N_NEXTN = 3
 
 
-def blueprint(width: int = 1, layers: int | None = None) -> Blueprint:
+@dataclass(frozen=True)
+class Size:
+    """Widths, heads and layers.
+
+    Attributes:
+        n_embd: width of the stream.
+        n_ff: feed-forward width.
+        n_head: query heads.
+        n_head_kv: KV heads.
+        layers: blocks of the target unless the caller wants another number.
+        dense: see :class:`~pyllm.models.blueprint.Blueprint`.
+
+    """
+
+    n_embd: int
+    n_ff: int
+    n_head: int
+    n_head_kv: int
+    layers: int
+    dense: bool = False
+
+
+TINY = Size(256, 128, 8, 2, 4)
+M60 = Size(512, 1792, 8, 2, 16, dense=True)
+B8 = Size(4096, 14336, 32, 8, 32, dense=True)
+
+
+def blueprint(width: int = 1, layers: int | None = None, *, size: Size = TINY) -> Blueprint:
     """Return the blueprint; ``layers`` counts the target's blocks, the nextn blocks come on top.
 
     Every fourth block, from the first, is full attention.
@@ -27,10 +55,10 @@ def blueprint(width: int = 1, layers: int | None = None) -> Blueprint:
         ConfigError: fewer than two layers.
 
     """
-    n_layer = 4 if layers is None else layers
+    n_layer = size.layers if layers is None else layers
     if n_layer < 2:
         raise ConfigError(f"step35 needs at least 2 layers, not {n_layer}", "one full and one sliding-window layer are the least")
-    n_embd, n_ff = N_EMBD * width, N_FF * width
+    n_embd, n_ff = size.n_embd * width, size.n_ff * width
     swa = [i % 4 != 0 for i in range(n_layer)] + [True] * N_NEXTN
     plan = Blueprint(
         "step35",
@@ -42,8 +70,8 @@ def blueprint(width: int = 1, layers: int | None = None) -> Blueprint:
             "nextn_predict_layers": N_NEXTN,
             "feed_forward_length": n_ff,
             "expert_feed_forward_length": n_ff,
-            "attention.head_count": N_HEAD,
-            "attention.head_count_kv": N_HEAD_KV,
+            "attention.head_count": size.n_head,
+            "attention.head_count_kv": size.n_head_kv,
             "attention.key_length": HEAD_DIM,
             "attention.value_length": HEAD_DIM,
             "attention.layer_norm_rms_epsilon": 1e-6,
@@ -55,14 +83,15 @@ def blueprint(width: int = 1, layers: int | None = None) -> Blueprint:
         },
         n_embd=n_embd,
         n_embd_target=n_embd,
+        dense=size.dense,
     )
     plan.tensors += frame(n_embd, N_VOCAB)
     for i in range(n_layer + N_NEXTN):
         part = Part.TARGET if i < n_layer else Part.NEXTN
         plan.tensors += [
             Tensor(f"blk.{i}.attn_norm.weight", (n_embd,), Role.NORM, layer=i, part=part),
-            *attention(i, n_embd, N_HEAD_KV, _heads(swa[i]), part=part),
-            Tensor(f"blk.{i}.attn_gate.weight", (N_HEAD, n_embd), Role.IN, layer=i, part=part),
+            *attention(i, n_embd, size.n_head_kv, _heads(size.n_head, swa[i]), part=part),
+            Tensor(f"blk.{i}.attn_gate.weight", (size.n_head, n_embd), Role.IN, layer=i, part=part),
             Tensor(f"blk.{i}.ffn_norm.weight", (n_embd,), Role.NORM, layer=i, part=part),
             *ffn(i, n_embd, n_ff, part=part),
         ]
@@ -76,7 +105,7 @@ def blueprint(width: int = 1, layers: int | None = None) -> Blueprint:
     return plan
 
 
-def _heads(swa: bool) -> Heads:
+def _heads(count: int, swa: bool) -> Heads:
     if swa:
-        return Heads(N_HEAD, HEAD_DIM, HEAD_DIM, FREQ_BASE_SWA, HEAD_DIM**-0.5, normed=True, reach=SLIDING_WINDOW * 3 // 4)
-    return Heads(N_HEAD, HEAD_DIM, HEAD_DIM // 2, FREQ_BASE, HEAD_DIM**-0.5, normed=True)
+        return Heads(count, HEAD_DIM, HEAD_DIM, FREQ_BASE_SWA, HEAD_DIM**-0.5, normed=True, reach=SLIDING_WINDOW * 3 // 4)
+    return Heads(count, HEAD_DIM, HEAD_DIM // 2, FREQ_BASE, HEAD_DIM**-0.5, normed=True)

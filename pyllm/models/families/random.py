@@ -19,6 +19,7 @@ import numpy as np
 from pyllm.models import vocabulary
 from pyllm.models.blueprint import Array, Blueprint, Heads, Role, Tensor
 from pyllm.models.families import offset
+from pyllm.models.families.poison import Poison
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,11 +66,16 @@ class _Stream:
         return self.constant / math.sqrt(self.n_embd * self.variance(layer))
 
 
-def fill(blueprint: Blueprint, seed: int) -> Iterator[tuple[Tensor, Array]]:
-    """Yield values for each tensor of the blueprint, in its order; the same for the same seed."""
+def fill(blueprint: Blueprint, seed: int, *, nan: bool = False) -> Iterator[tuple[Tensor, Array]]:
+    """Yield values for each tensor of the blueprint, in its order; the same for the same seed.
+
+    With ``nan`` a drafter's logits are always NaN.
+    """
     stream = _Stream(blueprint)
+    poison = Poison(blueprint, always=True) if nan else None
     for index, tensor in enumerate(blueprint.tensors):
-        yield tensor, _values(tensor, stream, np.random.default_rng((seed, index)))
+        weight = _values(tensor, stream, np.random.default_rng((seed, index)))
+        yield tensor, poison.applied(tensor, weight, offset.CONSTANT) if poison else weight
 
 
 def _values(tensor: Tensor, stream: _Stream, rng: np.random.Generator) -> Array:

@@ -2,17 +2,23 @@
 
 The stream is a table of codes. Besides the reserved dimensions of :mod:`pyllm.models.families.offset`, each printable
 piece has one dimension for *the token here* and one for *the token announced*, by the hidden row or the tapped
-features that came with it. A target's layers add next to nothing; its head turns the token here into its successor.
+features that came with it. A target's layers add next to nothing; its head turns the token here into its successor. In a model of a real one's
+size they are noise (:mod:`pyllm.models.noise`), and still add next to nothing.
 
 An MTP drafter writes the token it is given into the first set, and into the second the successor of what the hidden
 row says was the last token: the same piece, if both belong together. Its feed-forward layer removes a token that was
 not announced, and with nothing here the head proposes ``<stale>``. A stale, foreign or shifted hidden row thus gives
 a wrong draft and a wrong count, and so does a wrong token.
 
-A block drafter has one layer per position. In layer 0 the anchor reads the features of the token in front of it and
-is checked in the same way; in each later layer every position reads the one before it and takes its successor, so
-that position i holds its token after layer i. Errors are a permutation of codes on the way into an MTP drafter, and
-of the head's rows in a block drafter.
+A block drafter does its work in two layers. In the first the anchor reads the features of the token in front of it
+and is checked in the same way. In the second, head k looks k positions back: only position k of the block finds the
+anchor there, and the head's part of the output projection turns it into the token of position k.
+
+A draft model has no hidden row to go by. In its first layer each token reads the one in front of it, and is checked
+against that one's successor, so that a row missing from its KV cache shows, too.
+
+Errors are a permutation of codes on the way into an MTP drafter, of the second layer's output in a block drafter, and
+of the head's rows in a draft model. Each head of a chain and each position of a block can have errors of its own.
 
 Sizes are exact: codes are ones, the norm of a row of c ones is the root of c, and what layers add is smaller by
 :data:`SMALL`, and in drafters stays out of the codes altogether.
@@ -29,7 +35,9 @@ from pyllm.errors import ConfigError
 from pyllm.models import vocabulary
 from pyllm.models.blueprint import Array, Blueprint, Heads, Part, Role, Tensor
 from pyllm.models.families import offset
-from pyllm.models.successor import Ids, code, cycle, drafted_cycle
+from pyllm.models.families.poison import NanAfter, Poison
+from pyllm.models.noise import Noise
+from pyllm.models.successor import Ids, Rates, code, cycle, drafted_cycle
 from pyllm.models.vocabulary import N_PIECES
 
 if TYPE_CHECKING:
@@ -46,25 +54,40 @@ HERE = slice(2, 2 + N_PIECES)
 ANNOUNCED = slice(HERE.stop, HERE.stop + N_PIECES)
 LEAST_WIDTH = ANNOUNCED.stop
 
+_NOISE = 0.02
+"""Standard deviation of what a tiled tensor gives for an input of unit standard deviation, so that two in a row add
+less than :data:`SMALL`, and 64 layers that all add the same less than a code."""
+_TRIGGER = LEAST_WIDTH
+"""Dimension in which a block drafter says that its logits are to be NaN."""
+
 _RESERVED = [offset.CONSTANT, offset.FIRST]
+_READS = {Role.QUERY, Role.KEY}
+_FFN = {Role.GATE, Role.UP, Role.DOWN}
 _TO_STREAM = {Role.ATTN_OUT, Role.DOWN, Role.EXPERT_DOWN, Role.OUT}
 _PIECES = np.arange(N_PIECES)
 
 
-def fill(blueprint: Blueprint, seed: int, error_rate: float) -> Iterator[tuple[Tensor, Array]]:
+def fill(blueprint: Blueprint, seed: int, rates: Rates, nan_after: NanAfter | None = None) -> Iterator[tuple[Tensor, Array | Noise]]:
     """Yield values for each tensor of the blueprint, in its order; the same for the same arguments.
 
     Raises:
         ConfigError: the stream is too narrow for two codes per piece, or the feed-forward layer for one unit per
-            piece.
+            piece; a block drafter of one layer.
 
     """
     if blueprint.n_embd < LEAST_WIDTH:
         raise ConfigError(f"a successor model needs a width of at least {LEAST_WIDTH}, not {blueprint.n_embd}")
-    weights = _Weights(blueprint, seed, error_rate)
+    if blueprint.block_size and blueprint.metadata["block_count"] == 1:
+        raise ConfigError("a successor block drafter needs at least 2 layers, not 1", "the first checks its input, the second drafts")
+    weights = _Weights(blueprint, seed, rates, nan_after)
+    poison = Poison(blueprint, always=nan_after == "always") if nan_after is not None else None
     for index, tensor in enumerate(blueprint.tensors):
         fixed = tensor.fixed
-        yield tensor, fixed if fixed is not None else weights.values(tensor, np.random.default_rng((seed, index)))
+        values = fixed if fixed is not None else weights.values(tensor, np.random.default_rng((seed, index)))
+        if poison is None or isinstance(values, Noise):
+            yield tensor, values
+        else:
+            yield tensor, poison.applied(tensor, values, weights.trigger(tensor))
 
 
 def _ones(n_embd: int, count: int) -> float:
@@ -80,22 +103,41 @@ def _signs(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
 
 
 class _Weights:
-    def __init__(self, blueprint: Blueprint, seed: int, error_rate: float) -> None:
+    def __init__(self, blueprint: Blueprint, seed: int, rates: Rates, nan_after: NanAfter | None) -> None:
         self.plan = blueprint
         self.right = cycle(seed)
-        self.table = drafted_cycle(seed, error_rate)
-        predecessor = np.argsort(self.right)
-        # the piece whose successor is what the drafter proposes
-        self.posing: Ids = predecessor[self.table]
+        self.predecessor: Ids = np.argsort(self.right)
+        nextn = sorted({tensor.layer for tensor in blueprint.tensors if tensor.part is Part.NEXTN})
+        self.position = {layer: 1 + place for place, layer in enumerate(nextn)}
+        # what is proposed at each draft position after each piece; the first also serves every drafter of one head
+        n_positions = max(1, len(nextn), blueprint.block_size - 1)
+        self.tables = [drafted_cycle(seed, rates, position) for position in range(1, n_positions + 1)]
+        self.nan_code = int(code(nan_after)) if isinstance(nan_after, int) else None
         # where a drafter checks: every nextn block, the first layer elsewhere
         self.gated = {tensor.layer for tensor in blueprint.tensors if tensor.role is Role.GATE}
 
-    def values(self, tensor: Tensor, rng: np.random.Generator) -> Array:
+    def posing(self, layer: int) -> Ids:
+        """Return, for each piece, the one whose successor the drafter of that layer proposes."""
+        return self.predecessor[self.tables[self.position.get(layer, 1) - 1]]
+
+    def trigger(self, tensor: Tensor) -> int:
+        """Return the dimension that tells a drafter's last feed-forward layer that its logits are to be NaN."""
+        if self.plan.block_size or self.nan_code is None:
+            return _TRIGGER
+        piece = self.nan_code if tensor.part is Part.DRAFT else self.posing(tensor.layer)[self.nan_code]
+        return HERE.start + int(piece)
+
+    def values(self, tensor: Tensor, rng: np.random.Generator) -> Array | Noise:
         """Return one tensor that the architecture does not fix."""
-        if tensor.heads is not None and tensor.heads.n_rot > 0:
-            return self._positional(tensor, tensor.heads, rng)
         if tensor.role in {Role.NORM, Role.HEAD_NORM, Role.POST_NORM}:
             return self._norm(tensor)
+        if self.plan.dense and tensor.layer >= 0 and tensor.role is not Role.FUSE and not self._checks(tensor):
+            return self._tiled(tensor, rng)
+        if tensor.heads is not None and tensor.heads.n_rot > 0:
+            return self._positional(tensor, tensor.heads, rng)
+        return self._matrix(tensor, rng)
+
+    def _matrix(self, tensor: Tensor, rng: np.random.Generator) -> Array:
         whole = {
             Role.EMBED: self._embed,
             Role.HEAD: self._head,
@@ -105,23 +147,37 @@ class _Weights:
         }
         if tensor.role in whole:
             return whole[tensor.role](tensor)
-        if tensor.part is Part.DFLASH and tensor.role in {Role.VALUE, Role.ATTN_OUT}:
-            return self._read_before(tensor)
-        if tensor.role in {Role.GATE, Role.UP, Role.DOWN} and self._checks(tensor):
-            return self._check(tensor)
-        return self._negligible(tensor, rng)
+        if tensor.role in {Role.VALUE, Role.ATTN_OUT}:
+            if tensor.part in {Part.DFLASH, Part.DRAFT} and tensor.layer == 0:
+                return self._read_before(tensor)
+            if tensor.part is Part.DFLASH and tensor.layer == 1:
+                return self._read_anchor(tensor)
+        return self._check(tensor) if self._checks(tensor) else self._negligible(tensor, rng)
+
+    @staticmethod
+    def _tiled(tensor: Tensor, rng: np.random.Generator) -> Array | Noise:
+        if tensor.role is Role.HEAD_SCALE:
+            return np.ones(tensor.shape, np.float32)
+        if tensor.single or len(tensor.shape) == 1:
+            return _Weights._negligible(tensor, rng)
+        gain = 1.0 if tensor.role in _READS else _NOISE
+        return Noise(gain / tensor.shape[-1] ** 0.5, int(rng.integers(1 << 30)))
 
     @staticmethod
     def _negligible(tensor: Tensor, rng: np.random.Generator) -> Array:
         weight = _signs(tensor.shape, rng)
         weight *= (tensor.gain if tensor.role not in _TO_STREAM else SMALL) / tensor.shape[-1] ** 0.5
         if tensor.role in _TO_STREAM:
-            # positions of a block read each other once per layer: what is added to codes there would multiply
+            # what is added to codes in a drafter comes back to it in the next step, or at the next position
             weight[..., _RESERVED if tensor.part is Part.TARGET else slice(LEAST_WIDTH), :] = 0.0
         return weight
 
     @staticmethod
     def _checks(tensor: Tensor) -> bool:
+        return tensor.role in _FFN and _Weights._behind_check(tensor)
+
+    @staticmethod
+    def _behind_check(tensor: Tensor) -> bool:
         return tensor.part is Part.NEXTN or (tensor.part is not Part.TARGET and tensor.layer == 0)
 
     def _positional(self, tensor: Tensor, heads: Heads, rng: np.random.Generator) -> Array:
@@ -130,7 +186,12 @@ class _Weights:
             return offset.head_scale(heads)
         if tensor.role is Role.KEY:
             return offset.keys(tensor.shape, heads, level, level_first)
-        offsets = [1] * heads.count if tensor.part is Part.DFLASH else offset.draw(heads, rng)
+        if tensor.part is Part.DFLASH and tensor.layer == 1:
+            offsets = [1 + head for head in range(heads.count)]
+        elif tensor.part in {Part.DFLASH, Part.DRAFT}:
+            offsets = [1] * heads.count
+        else:
+            offsets = offset.draw(heads, rng)
         return offset.queries(tensor.shape, heads, offsets, level)
 
     def _norm(self, tensor: Tensor) -> Array:
@@ -138,7 +199,7 @@ class _Weights:
         if tensor.role is Role.HEAD_NORM and tensor.part is not Part.TARGET:
             weight[ANNOUNCED] = 0.0
         elif tensor.role is Role.POST_NORM:
-            behind_check = self._checks(tensor) and "ffw" in tensor.name
+            behind_check = self._behind_check(tensor) and "ffw" in tensor.name
             # the norm stretches the one removed code to the root of the width; undone here
             weight *= self.plan.n_embd**-0.5 if behind_check else SMALL
             weight[_RESERVED] = 0.0
@@ -156,13 +217,11 @@ class _Weights:
 
     def _head(self, tensor: Tensor) -> Array:
         weight = np.zeros(tensor.shape, np.float32)
-        if tensor.part is Part.DFLASH:
-            # the code at a position is already the successor: go back one and let the drafter's table continue
-            np.add.at(weight, (vocabulary.FIRST_PIECE_ID + self.table, HERE.start + self.right), 1.0)
-        else:
-            weight[vocabulary.FIRST_PIECE_ID + self.right, HERE.start + _PIECES] = 1.0
+        # a draft model errs here; a target never does, and what else drafts has the proposed token's code in its stream
+        after = {Part.DFLASH: _PIECES, Part.DRAFT: self.tables[0]}.get(tensor.part, self.right)
+        weight[vocabulary.FIRST_PIECE_ID + after, HERE.start + _PIECES] = 1.0
         weight[vocabulary.STALE_ID, offset.CONSTANT] = STALE
-        count = 2 if tensor.part is Part.TARGET else 3
+        count = 2 if tensor.part in {Part.TARGET, Part.DFLASH} else 3
         weight *= TOP_LOGIT / _ones(self.plan.n_embd, count)
         return weight
 
@@ -174,8 +233,9 @@ class _Weights:
         embedding = 1.0 if tensor.part is Part.ASSISTANT else 1.0 / _ones(n, 2)
         hidden = 1.0 / _ones(n, 2)
         weight = np.zeros(tensor.shape, np.float32)
-        weight[HERE.start + self.posing, HERE.start + _PIECES] = embedding
-        weight[ANNOUNCED.start + self.posing[self.right], n + HERE.start + _PIECES] = hidden
+        posing = self.posing(tensor.layer)
+        weight[HERE.start + posing, HERE.start + _PIECES] = embedding
+        weight[ANNOUNCED.start + posing[self.right], n + HERE.start + _PIECES] = hidden
         weight[_RESERVED, _RESERVED] = embedding
         return weight
 
@@ -195,13 +255,33 @@ class _Weights:
         return weight
 
     def _read_before(self, tensor: Tensor) -> Array:
-        """Let the first head carry codes, one per dimension; the others carry nothing."""
+        """Let the first head carry codes, one per dimension; the others carry nothing.
+
+        A block drafter's features announce the token after them already; a draft model's rows do not.
+        """
         weight = np.zeros(tensor.shape, np.float32)
-        source, goal = (ANNOUNCED.start, ANNOUNCED.start + _PIECES) if tensor.layer == 0 else (HERE.start, HERE.start + self.right)
+        source, goal = (ANNOUNCED, _PIECES) if tensor.part is Part.DFLASH else (HERE, self.right)
         if tensor.role is Role.VALUE:
-            weight[_PIECES, source + _PIECES] = 1.0 / _ones(self.plan.n_embd, 2)
+            weight[_PIECES, source.start + _PIECES] = 1.0 / _ones(self.plan.n_embd, 2)
         else:
-            weight[goal, _PIECES] = 1.0
+            weight[ANNOUNCED.start + goal, _PIECES] = 1.0
+        return weight
+
+    def _read_anchor(self, tensor: Tensor) -> Array:
+        """Let every KV head carry codes, and head k turn the anchor's into the token of position k."""
+        weight = np.zeros(tensor.shape, np.float32)
+        heads = next(other.heads for other in self.plan.tensors if other.role is Role.QUERY)
+        dim = heads.dim if heads else 0
+        if tensor.role is Role.VALUE:
+            for row in range(0, tensor.shape[0], dim):
+                weight[row + _PIECES, HERE.start + _PIECES] = 1.0 / _ones(self.plan.n_embd, 3)
+            return weight
+        before = _PIECES  # the token in front of the position, for each anchor
+        for head, table in enumerate(self.tables):
+            weight[HERE.start + table[before], head * dim + _PIECES] = 1.0
+            if self.nan_code is not None:
+                weight[_TRIGGER, head * dim + _PIECES[before == self.nan_code]] = 1.0
+            before = self.right[before]
         return weight
 
     def _check(self, tensor: Tensor) -> Array:

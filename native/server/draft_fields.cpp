@@ -1,0 +1,49 @@
+#include "server/draft_fields.h"
+
+#include <stdexcept>
+#include <string>
+
+namespace pyllm::server {
+
+namespace {
+
+using server_schema::field_eval_context;
+using server_schema::field_json;
+
+// A whole number in [0, n_max]. Not the schema's own number field, which rounds 1.5 and turns 2^32 into 0.
+int32_t tokens(const json & value, int32_t n_max, const std::string & because) {
+    if (!value.is_number_integer() || value.get<int64_t>() < 0 || value.get<int64_t>() > n_max) {
+        throw std::invalid_argument(value.dump() + " is not a whole number of tokens in [0, " + std::to_string(n_max) + "]: " + because);
+    }
+    return (int32_t) value.get<int64_t>();
+}
+
+} // namespace
+
+void add_draft_fields(std::vector<std::unique_ptr<server_schema::field>> & fields, const common_params & params_base, task_params & params) {
+    const int32_t n_max = common_speculative_n_max(&params_base.speculative);
+
+    const auto add = [&](const char * name, const char * text, const server_schema::field_handler & handler) {
+        fields.emplace_back((new field_json(name))->set_desc(text)->set_handler(handler));
+    };
+
+    add("speculative.n_max", "Tokens to draft at once at most (0 = no drafting for this request)", [&params, n_max](field_eval_context &, const json & data) {
+        params.draft_limits.n_max = tokens(data.at("speculative.n_max"), n_max,
+            n_max == 0 ? "this server drafts nothing, start it with --spec-type" : "the server was started to draft " + std::to_string(n_max) + " at once");
+    });
+    // after n_max: it is bounded by it
+    add("speculative.n_min", "Drafts with fewer tokens are not used", [&params, n_max](field_eval_context &, const json & data) {
+        params.draft_limits.n_min = tokens(data.at("speculative.n_min"), params.draft_limits.within(n_max), "a draft has at most that many");
+    });
+    add("speculative.p_min", "Not per request", [](field_eval_context &, const json &) {
+        throw std::invalid_argument("the probability below which drafting stops holds for all requests: start the server with --spec-draft-p-min");
+    });
+    // a client may send back the settings of an answer, so the server's own value passes
+    add("speculative.types", "Not per request", [types = common_speculative_type_name_str(params_base.speculative.types)](field_eval_context &, const json & data) {
+        if (data.at("speculative.types") != types) {
+            throw std::invalid_argument("the drafters are chosen when the server starts: `" + types + "`; start it with another --spec-type");
+        }
+    });
+}
+
+} // namespace pyllm::server

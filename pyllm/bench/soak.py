@@ -1,0 +1,236 @@
+"""A soak: a scheduler driven for many cycles by random events, checked after every one, and reproducible from its seed."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import resource
+import statistics
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyllm import models
+from pyllm.config import SamplingParams
+from pyllm.engine import conversations
+from pyllm.engine.core import Core
+from pyllm.engine.request import Request
+from pyllm.engine.scheduler import Scheduler
+from pyllm.errors import InternalError, PyllmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pyllm.checkpoints import Checkpoint
+    from pyllm.config import EngineConfig
+
+#: Chance of each event in a cycle.
+EVENTS = {"arrive": 0.2, "cancel": 0.01, "save": 0.004, "restore": 0.004, "fork": 0.003, "erase": 0.003, "suspend": 0.006, "resume": 0.006}
+
+#: Requests that may wait at once, checkpoints that are kept aside, and the longest prompt as a share of a slot.
+MOST_WAITING = 6
+MOST_KEPT = 4
+LONGEST = 0.7
+
+
+@dataclass
+class Soak:
+    """What came of ``cycles`` steps. ``resident`` is the median resident memory in bytes of each quarter; ``digest`` covers every token in order."""
+
+    seed: int
+    cycles: int = 0
+    events: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    shifts: int = 0
+    resident: tuple[int, ...] = ()
+    seconds: float = 0.0
+    digest: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
+    @property
+    def growth(self) -> float:
+        """The last quarter's memory over the second's, less one."""
+        return self.resident[3] / self.resident[1] - 1
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
+
+
+class _Driver:
+    """One engine under random events. ``successor`` is what follows each token at temperature 0."""
+
+    def __init__(self, config: EngineConfig, seed: int, successor: Sequence[int]) -> None:
+        self.chance = random.Random(seed)  # noqa: S311 - a test's events, not a secret
+        self.core = Core(config)
+        self.scheduler = Scheduler(self.core, config)
+        self.successor = successor
+        self.open: list[Request] = []
+        self.aside: list[Checkpoint] = []
+        self.paused: list[Checkpoint] = []
+        self.result = Soak(seed)
+        self.hash = hashlib.sha256()
+        self.bases = [self._words(self.chance.randint(20, 60)) for _ in range(6)]
+
+    def _words(self, length: int) -> list[int]:
+        return [self.chance.randrange(270, 350) for _ in range(length)]
+
+    def cycle(self) -> None:
+        """Perhaps some events, one step, all checks."""
+        for name, probability in EVENTS.items():
+            if self.chance.random() < probability:
+                try:
+                    done = getattr(self, f"_{name}")()
+                except PyllmError as refusal:
+                    if isinstance(refusal, InternalError):
+                        raise
+                    name, done = f"{name} refused", True  # noqa: PLW2901 - counted as what it was
+                self.result.events[name] += bool(done)
+        self.scheduler.step()
+        self.scheduler.check_integrity()
+        self._collect()
+        self.result.cycles += 1
+
+    def _arrive(self) -> bool:
+        if len(self.scheduler.waiting) >= MOST_WAITING:
+            return False
+        longest = int(self.core.n_ctx_slot * LONGEST)
+        base = self.chance.choice(self.bases)
+        prompt = [1, *base, *self._words(self.chance.choice([1, 5, 30, longest]))][:longest]
+        params = SamplingParams(
+            max_tokens=self.chance.choice([1, 4, 20, 60, self.core.n_ctx_slot * 2]),
+            temperature=self.chance.choice([0.0, 1.0]),
+            seed=self.chance.randrange(2**32),
+            ignore_eos=True,
+            speculate=self.chance.random() < 0.9,
+            draft_depth=self.chance.choice([None, None, 1, self.core.depth]),
+            cache_prompt=self.chance.random() < 0.8,
+            keep=self.chance.choice([0, 4]),
+            priority=self.chance.choice([0, 0, 1]),
+        )
+        request = Request(prompt, params, "soak")
+        self.scheduler.add(request)
+        self.open.append(request)
+        return True
+
+    def _pick(self, requests: Sequence[Request]) -> Request | None:
+        return self.chance.choice(requests) if requests else None
+
+    def _cancel(self) -> bool:
+        request = self._pick(self.open)
+        if request is not None:
+            request.cancel()
+        return request is not None
+
+    def _slot(self) -> int:
+        return self.chance.randrange(len(self.scheduler.pool.slots))
+
+    def _save(self) -> bool:
+        self.aside = [*self.aside, conversations.checkpoint(self.scheduler, self._slot())][-MOST_KEPT:]
+        return True
+
+    def _restore(self) -> bool:
+        if self.aside:
+            conversations.restore(self.scheduler, self.chance.choice(self.aside), None)
+        return bool(self.aside)
+
+    def _fork(self) -> bool:
+        conversations.fork(self.scheduler, self._slot(), None)
+        return True
+
+    def _erase(self) -> bool:
+        conversations.erase(self.scheduler, self._slot())
+        return True
+
+    def _suspend(self) -> bool:
+        request = self._pick([request for request in self.scheduler.running if request.begun])
+        if request is not None:
+            self.paused.append(conversations.suspend(self.scheduler, request))
+        return request is not None
+
+    def _resume(self) -> bool:
+        if not self.paused:
+            return False
+        request = conversations.resumed(self.scheduler, self.paused.pop(0), "soak")
+        self.scheduler.add(request)
+        self.open.append(request)
+        return True
+
+    def _collect(self) -> None:
+        """Requests that have ended: each with an answer, and at temperature 0 the one that it has to be."""
+        for request in list(self.open):
+            done = request.poll()
+            if done is None:
+                continue
+            self.open.remove(request)
+            if isinstance(done, PyllmError):
+                if isinstance(done, InternalError):
+                    raise done
+                self.result.ends[type(done).__name__] += 1
+                continue
+            self.result.ends[done.finish_reason] += 1
+            self.result.tokens += len(done.tokens)
+            self.result.drafted += done.draft.drafted
+            self.result.accepted += done.draft.accepted
+            self.hash.update(repr((done.finish_reason, done.tokens, done.draft.drafted, done.draft.accepted)).encode())
+            if request.params.temperature == 0:
+                for left, right in zip([request.prompt[-1], *done.tokens], done.tokens, strict=False):
+                    if self.successor[left] != right:
+                        raise InternalError(f"token {right} follows {left}, {self.successor[left]} has to")
+
+    def drain(self) -> None:
+        """No more events; everything that is open ends.
+
+        Raises:
+            InternalError: a request is lost.
+        """
+        while self.paused:
+            self._resume()
+        for _ in range(200_000):
+            if not self.scheduler.busy:
+                break
+            self.scheduler.step()
+            self._collect()
+        if self.open or self.scheduler.busy:
+            raise InternalError(f"{len(self.open)} requests never ended")
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.core.close()
+
+
+def soak(config: EngineConfig, cycles: int, seed: int, *, family_seed: int = 0, progress: Callable[[int], None] = lambda _: None) -> Soak:
+    """Drive an engine of a successor model for ``cycles`` steps.
+
+    Raises:
+        InternalError: a slot, a memory or a text is not what it has to be, or a request is lost; with the cycle.
+    """
+    driver = _Driver(config, seed, [int(token) for token in models.successor(family_seed)])
+    begin = time.perf_counter()
+    samples: list[list[int]] = [[], [], [], []]
+    try:
+        for number in range(cycles):
+            driver.cycle()
+            if number % max(1, cycles // 400) == 0:
+                samples[number * 4 // cycles].append(_resident())
+                progress(number)
+        driver.drain()
+    except PyllmError as failure:
+        raise InternalError(f"cycle {driver.result.cycles} of seed {seed}: {failure.message}") from failure
+    finally:
+        driver.close()
+    result = driver.result
+    result.seconds = time.perf_counter() - begin
+    result.resident = tuple(int(statistics.median(quarter)) for quarter in samples)
+    result.shifts = driver.scheduler.n_shifts
+    result.digest = driver.hash.hexdigest()
+    return result

@@ -1,0 +1,158 @@
+"""How a request gets into a slot: with as much of its prompt as is there already, from wherever it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyllm._ffi import Sampler
+from pyllm._ffi.sampler import RANDOM_SEED
+from pyllm.checkpoints import Checkpoint, CheckpointStore
+from pyllm.errors import InternalError, PyllmError
+from pyllm.slots import Reach, Source, common_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyllm.config import EngineConfig
+    from pyllm.engine.core import Core
+    from pyllm.engine.request import Request
+    from pyllm.slots import Slot, SlotPool
+
+#: Fewer tokens than these are computed again rather than kept when their slot is taken, and rather than waited for.
+MIN_KEPT = 32
+
+
+class Admission:
+    """Starts requests in slots, and keeps what slots lose in a store under the byte budget."""
+
+    def __init__(self, core: Core, pool: SlotPool, config: EngineConfig) -> None:
+        self.core = core
+        self.memory = core.memory
+        self.pool = pool
+        self.store = CheckpointStore(config.cache_bytes)
+        self.takes_marks = core.memory.takes_marks and config.cache_bytes > 0
+        self.n_copied = 0
+        self.n_restored = 0
+
+    def follows(self, request: Request, running: Sequence[Request]) -> bool:
+        """Whether a running request is just computing a prefix that this one can copy when it is there."""
+        if self.memory.recurrent or not request.params.cache_prompt or request.resumed is not None:
+            return False
+        shared = 0
+        for leader in running:
+            if leader.begun or leader.slot is None or not leader.params.cache_prompt:
+                continue
+            common = min(common_prefix(leader.prompt, request.prompt), len(request.prompt) - 1)
+            if common - len(leader.slot.tokens) >= MIN_KEPT:
+                shared = max(shared, common)
+        if not shared:
+            return False
+        there = max(common_prefix(slot.tokens, request.prompt) for slot in self.pool.slots)
+        return shared - there >= MIN_KEPT
+
+    def start(self, request: Request, slot: Slot) -> None:
+        """Put a request into its slot.
+
+        Raises:
+            PyllmError: a sampler that cannot be made, or a suspended generation that cannot go on.
+        """
+        if request.resumed is not None:
+            self._resume(request, slot, request.resumed)
+            return
+        if request.params.cache_prompt:
+            self._settle(request.prompt, slot)
+        else:
+            self.demote(slot, 0)
+            self.memory.clear(slot)
+        request.cached_tokens = len(slot.tokens)
+        request.pending = request.prompt[len(slot.tokens) :]
+        request.sampler = self._sampler(request)
+        request.sampler.accept(request.prompt, generated=False)
+
+    def _sampler(self, request: Request) -> Sampler:
+        params = request.params
+        return Sampler(
+            self.core.model,
+            seed=RANDOM_SEED if params.seed is None else params.seed,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repeat_penalty=params.repeat_penalty,
+            frequency_penalty=params.frequency_penalty,
+            presence_penalty=params.presence_penalty,
+            ignore_eos=params.ignore_eos,
+            grammar=request.grammar,
+            logit_bias=params.logit_bias,
+        )
+
+    def _settle(self, prompt: list[int], slot: Slot) -> None:
+        """Let ``slot`` hold the longest prefix of ``prompt`` that can be had: its own, another slot's, or a stored one."""
+        # One token at least is decoded: its logits start the generation.
+        limit = len(prompt) - 1
+
+        def reach(source: Source) -> Reach:
+            return self.memory.reach(source, min(common_prefix(source.tokens, prompt), limit))
+
+        best = reach(self.memory.source(slot))
+        giver: Slot | Checkpoint = slot
+        for other in self.pool.slots:
+            if other is not slot and other.tokens:
+                found = reach(self.memory.source(other))
+                if found.kept > best.kept:
+                    best, giver = found, other
+        for entry in self.store:
+            found = reach(Source(entry.tokens, entry.first, entry.marks, entry.exact))
+            if found.kept > best.kept:
+                best, giver = found, entry
+        self.demote(slot, best.kept if giver is slot else 0)
+        if isinstance(giver, Checkpoint):
+            self.store.touch(giver)
+            try:
+                self.memory.load(slot, giver.state, giver.tokens, giver.marks, giver.exact)
+            except PyllmError:
+                return  # no room for it: the prompt is computed
+            self.memory.cut(slot, best)
+            self.n_restored += 1
+        elif giver is not slot:
+            self.memory.copy(giver, slot, best)
+            self.n_copied += 1
+        else:
+            self.memory.cut(slot, best)
+
+    def demote(self, slot: Slot, kept: int) -> None:
+        """A slot is about to lose what follows its first ``kept`` tokens: into the store with it, where that is worth it."""
+        if self.store.budget == 0 or slot.sure - kept < MIN_KEPT or self.store.holds(slot.tokens):
+            return
+        self.store.put(self.checkpoint(slot), self.store.budget - self.pool.mark_bytes())
+
+    def checkpoint(self, slot: Slot) -> Checkpoint:
+        """A slot's conversation as it is."""
+        return Checkpoint(list(slot.tokens), self.memory.save(slot), list(slot.marks), slot.sure)
+
+    def mark(self, slot: Slot) -> None:
+        """Take a checkpoint of what cannot be cut back, within the budget: stored conversations make room first, then older marks."""
+        if any(mark.n_tokens == len(slot.tokens) for mark in slot.marks):
+            return
+        slot.marks.append(self.memory.save(slot, partial=True))
+        slot.marks.sort(key=lambda mark: mark.n_tokens)
+        budget = self.store.budget
+        self.store.shrink(max(0, budget - self.pool.mark_bytes()))
+        self.pool.thin(budget)
+
+    def _resume(self, request: Request, slot: Slot, checkpoint: Checkpoint) -> None:
+        self.demote(slot, 0)
+        self.memory.load(slot, checkpoint.state, checkpoint.tokens, checkpoint.marks, checkpoint.exact)
+        request.sampler = self._sampler(request)
+        request.sampler.set_state(checkpoint.sampler)
+        request.cached_tokens = len(slot.tokens)
+
+    def check_integrity(self) -> None:
+        """The byte budget holds.
+
+        Raises:
+            InternalError: with the numbers.
+        """
+        used = self.store.used + self.pool.mark_bytes()
+        if used > self.store.budget:
+            raise InternalError(f"checkpoints take {used} bytes, the budget is {self.store.budget}")

@@ -1,0 +1,140 @@
+"""Who drafts how much in a step, and what came of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyllm._ffi import DepthControl, DraftRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyllm._ffi import Draft
+    from pyllm.config import EngineConfig
+    from pyllm.engine.block import Block
+    from pyllm.engine.core import Core
+    from pyllm.engine.request import Request
+
+#: The deepest that depth control decides about.
+MAX_DEPTH = 64
+
+#: Steps without a new token after which a request goes on without drafts.
+PLAIN_AFTER = 8
+
+
+class Drafting:
+    """Drafts for all generating slots at once, to the depths that depth control chooses, or as deep as configured without it."""
+
+    def __init__(self, core: Core, config: EngineConfig) -> None:
+        self.core = core
+        spec = config.spec
+        self.samples = spec is not None and spec.verification == "rejection"
+        controlled = spec is not None and spec.depth_control and core.depth > 0
+        self.control: DepthControl | None = DepthControl(core.info.n_seq_max, min(core.depth, MAX_DEPTH)) if controlled else None
+        self.n_drafted = 0
+        self.n_accepted = 0
+        self._injected = 0
+        self._generating: set[int] = set()
+
+    def _limit(self, request: Request, held: int) -> int:
+        """The most that a request can use: its own limit, what it may still generate, and room in its slot."""
+        params = request.params
+        if not params.speculate or request.idle_steps > PLAIN_AFTER:
+            return 0
+        # The last sampled token needs a cell, and so does the one that verification adds.
+        limit: int = min(self.core.depth, self.core.n_ctx_slot - held - 2, params.max_tokens - len(request.tokens) - 1)
+        if params.draft_depth is not None:
+            limit = min(limit, params.draft_depth)
+        return max(0, limit)
+
+    def draft(self, running: Sequence[Request]) -> dict[int, Draft]:
+        """Drafts by sequence, for every slot that generates and may draft."""
+        drafter = self.core.drafter
+        if drafter is None:
+            return {}
+        generating = [(request, request.slot) for request in running if request.slot is not None and request.begun and len(request.pending) == 1]
+        limits = [self._limit(request, len(slot.tokens)) for request, slot in generating]
+        depths: Sequence[int] = limits if self.control is None else self._choose(self.control, [slot.seq for _, slot in generating], limits)
+        wishes = []
+        for (request, slot), depth in zip(generating, depths, strict=True):
+            if depth <= 0:
+                continue
+            temperature = request.params.temperature if self.samples else 0.0
+            pos = len(slot.tokens)
+            wishes.append(DraftRequest(slot.seq, request.pending[0], pos, depth, temperature, (request.seed + pos) & 0xFFFFFFFF))
+        if not wishes:
+            return {}
+        drafts = drafter.draft(wishes)
+        return {wish.seq: draft for wish, draft in zip(wishes, drafts, strict=True)}
+
+    def _choose(self, control: DepthControl, seqs: list[int], limits: list[int]) -> list[int]:
+        """Depths by what was measured; slots that have come or gone since the last step are told first."""
+        for seq in self._generating - set(seqs):
+            control.end(seq)
+        for seq in set(seqs) - self._generating:
+            control.begin(seq)
+        self._generating = set(seqs)
+        return control.choose(seqs, [min(limit, MAX_DEPTH) for limit in limits]) if seqs else []
+
+    def begin(self, seq: int) -> None:
+        """Another request takes over a slot: what is known of the last one's acceptance is not its own."""
+        if self.control is not None and seq in self._generating:
+            self._generating.discard(seq)
+            self.control.end(seq)
+
+    def count(self, request: Request, draft: list[int], accepted: int) -> None:
+        """A draft was verified."""
+        if not draft:
+            return
+        request.drafted += len(draft)
+        request.accepted += accepted
+        request.steps += 1
+        self.n_drafted += len(draft)
+        self.n_accepted += accepted
+
+    def record(self, blocks: Sequence[Block], seconds_draft: float, seconds_decode: float) -> None:
+        """Tell depth control what a step took and gave."""
+        drafter = self.core.drafter
+        if self.control is None or drafter is None:
+            return
+        verified = [block for block in blocks if block.verifies and block.slot.seq in self._generating]
+        injected = drafter.stats.n_injected
+        if not verified:
+            return
+        self.control.record(
+            [block.slot.seq for block in verified],
+            [len(block.draft) for block in verified],
+            [block.accepted for block in verified],
+            seconds_draft=seconds_draft,
+            seconds_decode=seconds_decode,
+            n_rows=sum(1 + len(block.draft) for block in verified),
+            n_catchup=injected - self._injected,
+            n_prompt_rows=sum(len(block.tokens) for block in blocks if not block.verifies),
+        )
+        self._injected = injected
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the start, per link of the chain, and what depth control knows."""
+        drafter = self.core.drafter
+        return {
+            "depth": self.core.depth,
+            "drafted": self.n_drafted,
+            "accepted": self.n_accepted,
+            "failures": drafter.stats.n_failures if drafter is not None else 0,
+            "drafters": [vars(link) | {"stats": vars(link.stats)} for link in drafter.links] if drafter is not None else [],
+            "control": self._report(self.control) if self.control is not None else None,
+        }
+
+    def _report(self, control: DepthControl) -> dict[str, Any]:
+        """Depth, reason and expected tokens per second of each generating slot, and the durations that they rest on, in seconds."""
+        costs = control.costs
+        slots = {seq: control.slot(seq) for seq in sorted(self._generating)}
+        return {
+            "slots": {seq: vars(slot) | {"reason": slot.reason.name.lower()} for seq, slot in slots.items()},
+            "decode": costs.decode,
+            "draft": {f"{depth}x{n_slots}": seconds for (depth, n_slots), seconds in costs.draft.items()},
+            "catchup_row": costs.catchup_row,
+            "probes": costs.n_probes,
+            "seconds": costs.seconds,
+            "seconds_probing": costs.seconds_probing,
+        }
