@@ -157,13 +157,15 @@ class Scheduler:
         """Whole verify blocks first, then as much of the waiting prompts as ``n_batch`` still holds."""
         blocks = []
         free = self.core.info.n_batch
-        for request in self.running:
+        # In the order of their sequences: upstream computes rows of several buffers in one graph only where those follow each other.
+        running = sorted(self.running, key=lambda request: request.slot.seq if request.slot is not None else -1)
+        for request in running:
             slot = request.slot
             if slot is not None and request.begun and len(request.pending) == 1:
                 block = Block(request, slot, list(request.pending), drafts.get(slot.seq))
                 blocks.append(block)
                 free -= 1 + len(block.draft)
-        for request in self.running:
+        for request in running:
             slot = request.slot
             if slot is None or (request.begun and len(request.pending) == 1) or free <= 0:
                 continue

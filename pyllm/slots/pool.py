@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 #: A shorter shared part than this of the prompt is not worth cutting somebody's cached conversation for: every prompt shares BOS.
 MIN_SHARED = 0.1
 
+#: Fewer tokens than these are cut off without looking for another slot.
+MIN_LOST = 32
+
 
 class SlotPool:
     """Slots 0 to ``count - 1``, one for each sequence."""
@@ -34,7 +37,8 @@ class SlotPool:
         best = max(idle, key=lambda slot: (shared[slot.seq], -slot.last_used))
         if not 0 < shared[best.seq] == len(best.tokens):
             oldest = min(idle, key=lambda slot: (bool(slot.tokens), slot.last_used))
-            if shared[best.seq] <= MIN_SHARED * len(prompt) or len(best.tokens) - shared[best.seq] > len(oldest.tokens):
+            lost = len(best.tokens) - shared[best.seq]
+            if shared[best.seq] <= MIN_SHARED * len(prompt) or (lost > MIN_LOST and lost > len(oldest.tokens)):
                 best = oldest
         self.hold(best)
         return best

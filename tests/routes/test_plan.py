@@ -55,11 +55,16 @@ FILLED = 512
 
 def traced(config):
     """Every node of a run that fills the prompt's micro-batches, all slots, and more than 256 cells of each."""
+    if config.spec is not None:
+        config = config.model_copy(update={"spec": config.spec.model_copy(update={"depth_control": False})})
     with pyllm.LLM(**config.model_dump()) as llm:
         # To each its share of a common cache.
         length = 300 // config.slots if config.unified else 252
         llm.generate(prompt_tokens(0, length), max_tokens=2, temperature=0)
         llm.generate([prompt_tokens(salt, length) for salt in range(config.slots)], max_tokens=12, temperature=0)
+        if config.spec is not None:
+            # Plain steps of all slots at once: drafts end at another step in each.
+            llm.generate([prompt_tokens(salt, length) for salt in range(config.slots)], max_tokens=12, temperature=0, speculate=False)
         return [node_of(node) for node in llm.attention_nodes()]
 
 
@@ -101,7 +106,7 @@ CASES = (
 
 def check(config):
     model = read_header(config.model)
-    draft = read_header(config.draft) if config.draft else None
+    draft = read_header(config.draft[0]) if config.draft else None
     planned = plan(model, draft, Flags.of(config), [DEVICE])
     entries = [entry for entry in planned.entries if entry.part == "target"]
     issued = traced(config)

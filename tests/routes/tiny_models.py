@@ -157,7 +157,7 @@ def make(architecture, path):
     plan.tensors = [Tensor(name, shape, Role.FIXED) for name, shape in named.items()]
     random = np.random.default_rng(0)
     weights = ((tensor, _values(tensor, random)) for tensor in plan.tensors)
-    writer.write(path, architecture, plan, weights, half=False)
+    writer.write(path, architecture, plan, weights, "f32")
     return path
 
 

@@ -73,6 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         if answer == "die":
             print("GGML_ASSERT(false) failed", flush=True)
             os.kill(os.getpid(), signal.SIGABRT)
+            time.sleep(60)  # another thread may be the one to take the signal
         if answer == "hang":
             time.sleep(60)
         if answer == "500":

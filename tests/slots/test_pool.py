@@ -38,10 +38,18 @@ def test_the_conversation_that_the_prompt_continues() -> None:
 
 
 def test_an_empty_slot_rather_than_cutting_a_conversation() -> None:
-    pool = filled([1, 2, 3, 4, 5, 6, 7], [])
-    slot = pool.acquire([1, 2, 3, 9])
+    pool = filled(list(range(60)), [])
+    slot = pool.acquire([*range(20), 99])
     assert slot is not None
     assert slot.seq == 1
+
+
+def test_a_few_tokens_are_cut_off() -> None:
+    """A prompt that is asked again: its answer's tokens are no reason for another slot."""
+    pool = filled(list(range(60)), [])
+    slot = pool.acquire(list(range(50)))
+    assert slot is not None
+    assert slot.seq == 0
 
 
 def test_the_slot_that_loses_fewer_tokens() -> None:
