@@ -84,3 +84,87 @@ def decode(  # noqa: PLR0917 - typer passes options by name
             "yes" if result.same_tokens else "NO",
         )
     Console().print(table)
+
+
+@app.command()
+def depth(  # noqa: PLR0917 - typer passes options by name
+    model: Annotated[str | None, typer.Option("-m", "--model", help="A GGUF file; without one a tiny-model recipe of a useful size is made.")] = None,
+    draft: Annotated[str | None, typer.Option("-md", "--draft", help="Its drafter.")] = None,
+    spec: Annotated[str, typer.Option(help="Drafter type.")] = "dflash",
+    error_rate: Annotated[float, typer.Option(help="Of the drafter that is made: the share of tokens after which it is wrong.")] = 0.0,
+    slots: Annotated[list[int] | None, typer.Option("-np", "--slots", help="Requests at once, one for each measurement  [default: 1, 2, 4, 8, 16].")] = None,
+    ctx: Annotated[int, typer.Option("-c", "--ctx", help="KV cells of one slot.")] = 512,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 32,
+    tokens: Annotated[int, typer.Option("-n", help="Tokens generated for each prompt.")] = 192,
+    rounds: Annotated[int, typer.Option(help="Rounds on each side; medians are compared.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tokens per second with depth control against no speculation, and what a wider decode costs here."""
+    from pyllm import models  # noqa: PLC0415 - the native library and the recipes are slow to import
+    from pyllm.bench.decode import machine  # noqa: PLC0415
+    from pyllm.bench.depth import compare  # noqa: PLC0415
+
+    if model is None:
+        model = str(models.make("llama", family="successor", size="60m", tensor_type="q8_0"))
+        draft = draft or str(models.make("llama-dflash", family="successor", size="60m", error_rate=error_rate))
+    config = parse(EngineConfig, {"model": model, "draft": draft, "spec": spec, "ctx": ctx})
+    with Console(stderr=True).status("starting") as status:
+        found, costs = compare(config, slots or [1, 2, 4, 8, 16], prompt_tokens=prompt_tokens, tokens=tokens, rounds=rounds, progress=status.update)
+    if as_json:
+        facts = {"model": model, "draft": draft, "spec": spec, "error_rate": error_rate, "prompt_tokens": prompt_tokens, "tokens": tokens, "rounds": rounds}
+        rows = [vars(cost) for cost in costs]
+        json.dump(machine() | facts | {"results": [one.to_json() for one in found], "rows": rows}, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    table = Table("requests", "none tok/s", "controlled tok/s", "controlled / none", "range", "accepted", "depth", "probing", "same tokens")
+    for one in found:
+        low, high = one.ratio_range
+        table.add_row(
+            str(one.slots),
+            f"{one.plain:.1f}",
+            f"{one.controlled:.1f}",
+            f"{one.ratio:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{one.accepted:.0%}",
+            f"{one.depth:.2f}",
+            f"{one.probing:.1%}",
+            "yes" if one.same_tokens else "NO",
+        )
+    Console().print(table)
+    Console().print("a decode of n rows over one of 1 row: " + ", ".join(f"{cost.rows}: {cost.over_one:.2f}" for cost in costs))
+
+
+@app.command()
+def soak(
+    cycles: Annotated[int, typer.Option(help="Steps over all engines.")] = 200_000,
+    seed: Annotated[int, typer.Option(help="Of the events.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Random arrivals, cancels, shifts, evictions, saves and restores on four tiny engines, each step checked."""
+    from pyllm.bench.decode import machine  # noqa: PLC0415 - the native library is slow to load
+    from pyllm.bench.soak import engines, soak  # noqa: PLC0415
+
+    results = {}
+    with Console(stderr=True).status("starting") as status:
+        for name, config in engines().items():
+            share = cycles // len(engines())
+            results[name] = soak(config, share, seed, progress=lambda number, name=name: status.update(f"{name}: cycle {number}"))  # type: ignore[misc]
+    if as_json:
+        facts = {"cycles": cycles, "seed": seed}
+        json.dump(machine() | facts | {"results": {name: result.to_json() for name, result in results.items()}}, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    table = Table("engine", "cycles", "requests", "tokens", "accepted", "shifts", "seconds", "memory, last quarter / second", "digest")
+    for name, result in results.items():
+        table.add_row(
+            name,
+            str(result.cycles),
+            str(sum(result.ends.values())),
+            str(result.tokens),
+            f"{result.accepted / max(1, result.drafted):.0%}",
+            str(result.shifts),
+            f"{result.seconds:.0f}",
+            f"{1 + result.growth:.4f}",
+            result.digest[:12],
+        )
+    Console().print(table)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllm import models
-from pyllm.config import SamplingParams
+from pyllm.config import EngineConfig, SamplingParams, parse
 from pyllm.engine import conversations
 from pyllm.engine.core import Core
 from pyllm.engine.request import Request
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pyllm.checkpoints import Checkpoint
-    from pyllm.config import EngineConfig
 
 #: Chance of each event in a cycle.
 EVENTS = {"arrive": 0.2, "cancel": 0.01, "save": 0.004, "restore": 0.004, "fork": 0.003, "erase": 0.003, "suspend": 0.006, "resume": 0.006}
@@ -64,6 +63,26 @@ class Soak:
 def _resident() -> int:
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize()
+
+
+def engines() -> dict[str, EngineConfig]:
+    """The engines of a soak, by name: every kind of memory, with a drafter of another kind each. Depth control is off: it reads the clock."""
+    family: dict[str, Any] = {"family": "successor", "error_rate": 0.25}
+    kinds: dict[str, dict[str, Any]] = {
+        "llama, dflash, shifted": {"target": "llama", "draft": "llama-dflash", "types": "dflash", "context_shift": True},
+        "gemma4, mtp, unified": {"target": "gemma4", "draft": "gemma4-assistant", "types": "mtp", "unified": True},
+        "qwen35, mtp": {"target": "qwen35", "types": "mtp"},
+        "falcon-h1, ngram": {"target": "falcon-h1", "types": "ngram"},
+    }
+    found = {}
+    for name, kind in kinds.items():
+        draft = kind.pop("draft", None)
+        spec = {"types": kind.pop("types"), "n_max": 3, "depth_control": False}
+        drafts = {} if draft is None else {"draft": models.make(draft, **family)}
+        target = models.make(kind.pop("target"), **(family if spec["types"] == "mtp" and draft is None else {"family": "successor"}))
+        sizes = {"slots": 4, "ctx": 4 * 256, "batch": 128, "ubatch": 64, "checkpoint_every": 64, "cache_bytes": 2**22, "threads": 1}
+        found[name] = parse(EngineConfig, {"model": target, "spec": spec} | drafts | sizes | kind)
+    return found
 
 
 class _Driver:

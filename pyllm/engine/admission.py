@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pyllm._ffi import Sampler
 from pyllm._ffi.sampler import RANDOM_SEED
 from pyllm.checkpoints import Checkpoint, CheckpointStore
-from pyllm.errors import InternalError, PyllmError
+from pyllm.errors import InternalError, PyllmError, StateError
 from pyllm.slots import Reach, Source, common_prefix
 
 if TYPE_CHECKING:
@@ -142,10 +142,24 @@ class Admission:
 
     def _resume(self, request: Request, slot: Slot, checkpoint: Checkpoint) -> None:
         self.demote(slot, 0)
-        self.memory.load(slot, checkpoint.state, checkpoint.tokens, checkpoint.marks, checkpoint.exact)
+        self._load(slot, checkpoint)
         request.sampler = self._sampler(request)
         request.sampler.set_state(checkpoint.sampler)
         request.cached_tokens = len(slot.tokens)
+
+    def _load(self, slot: Slot, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint; cached conversations make room in a shared cache, the least recently used first."""
+        while True:
+            try:
+                self.memory.load(slot, checkpoint.state, checkpoint.tokens, checkpoint.marks, checkpoint.exact)
+            except StateError:  # noqa: PERF203 - the way it says that there is no room
+                oldest = self.pool.oldest()
+                if oldest is None:
+                    raise
+                self.demote(oldest, 0)
+                self.memory.clear(oldest)
+            else:
+                return
 
     def check_integrity(self) -> None:
         """The byte budget holds.

@@ -113,6 +113,12 @@ class Drafting:
         )
         self._injected = injected
 
+    def forget_counts(self) -> None:
+        """Start counting anew."""
+        self.n_drafted = self.n_accepted = 0
+        if self.core.drafter is not None:
+            self._injected = self.core.drafter.stats.n_injected
+
     def stats(self) -> dict[str, Any]:
         """Counts since the start, per link of the chain, and what depth control knows."""
         drafter = self.core.drafter

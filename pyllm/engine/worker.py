@@ -92,6 +92,12 @@ class Worker:
             self._opened.set_exception(failure)
             return
         self._scheduler = Scheduler(core, self._config)
+        try:
+            self._scheduler.warm_up()
+        except BaseException as failure:  # noqa: BLE001 - it belongs to whoever waits for the core
+            core.close()
+            self._opened.set_exception(failure)
+            return
         self._opened.set_result(core)
         while self._turn():
             pass

@@ -50,15 +50,15 @@ KV_TYPES = ("f16", "q8_0", "q4_0")
 Case = tuple[tuple[str, str, "str | None"], int, str, bool, bool, str]
 
 
-def shifts(target: str) -> bool:
-    """Whether the target's memory can be shifted: neither recurrent state nor rotations per layer can."""
-    return target.startswith(("llama", "gemma4"))
+def shifts(target: str, slots: int, unified: bool) -> bool:
+    """Whether the target's memory can be shifted: neither recurrent state nor rotations per layer can, and windowed caches where both have one size."""
+    return target == "llama" or (target.startswith("gemma4") and (slots == 1 or not unified))
 
 
 def cases() -> list[Case]:
     """Every combination there is."""
     product = itertools.product(PAIRS, SLOTS, KV_TYPES, (False, True), (False, True), PROGRAMS)
-    return [case for case in product if not case[4] or shifts(case[0][0])]
+    return [case for case in product if not case[4] or shifts(case[0][0], case[1], case[3])]
 
 
 def settings(case: Case) -> dict[str, Any]:
@@ -154,7 +154,9 @@ def play_successor(case: Case, folder: Path) -> None:
             llm.erase(info.seq)
         llm.restore(file)
         result = ask(llm, again)
-        assert (result.tokens, result.draft, result.usage.cached_tokens) == (stayed.tokens, stayed.draft, stayed.usage.cached_tokens)
+        assert (result.tokens, result.draft) == (stayed.tokens, stayed.draft)
+        # What was evicted may be found in the store, and is longer.
+        assert result.usage.cached_tokens >= stayed.usage.cached_tokens
     finally:
         llm.close()
 

@@ -1,0 +1,27 @@
+"""The soak is what it says: checked, complete, and the same from the same seed."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyllm.bench import soak as soaking
+from pyllm.engine.scheduler import Scheduler
+from pyllm.errors import InternalError
+
+
+@pytest.mark.parametrize("name", list(soaking.engines()))
+def test_the_same_from_the_same_seed(name: str) -> None:
+    config = soaking.engines()[name]
+    first, second = soaking.soak(config, 120, 7), soaking.soak(config, 120, 7)
+    assert first.digest == second.digest
+    assert first.ends == second.ends
+    assert first.cycles == 120
+    assert first.tokens > 0
+    assert soaking.soak(config, 120, 8).digest != first.digest
+
+
+def test_a_lost_request_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scheduler, "leave", lambda self, request: (self.pool.release(request.slot), self.running.remove(request)))
+    monkeypatch.setattr("pyllm.engine.request.Request.emit", lambda *_: None)
+    with pytest.raises(InternalError, match=r"seed 1: \d+ requests never ended"):
+        soaking.soak(soaking.engines()["qwen35, mtp"], 100, 1)
