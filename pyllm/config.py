@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pyllm.errors import ConfigError
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
-Route = Literal["vec", "tile", "mma", "sparse", "reference"]
+Route = Literal["vec", "tile", "mma", "sparse", "verify", "reference"]
 Phase = Literal["prefill", "decode", "verify", "draft"]
 SpecType = Literal["draft-mtp", "draft-dflash", "draft-simple", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod"]
 Verification = Literal["exact", "rejection"]

@@ -8,6 +8,7 @@
 #include "fattn.cuh"
 
 #include "fattn/reference.cuh"
+#include "fattn/verify/verify.cuh"
 #include "crash/record.h"
 #include "route/control.h"
 #include "route/node.h"
@@ -139,6 +140,7 @@ static bool launch(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const rou
         case PYLLM_ROUTE_TILE: ggml_cuda_flash_attn_ext_tile(ctx, dst); break;
         case PYLLM_ROUTE_MMA:
         case PYLLM_ROUTE_SPARSE: mma_case(dst->src[1]->ne[0], dst->src[2]->ne[0], decision.ncols1, decision.ncols2)(ctx, dst); break;
+        case PYLLM_ROUTE_VERIFY: pyllm_fattn_verify(ctx, dst); break;
         default: pyllm_fattn_reference(ctx, dst);
     }
     return !no_room;

@@ -575,8 +575,9 @@ enum {
     PYLLM_ROUTE_TILE      = 1,
     PYLLM_ROUTE_MMA       = 2,
     PYLLM_ROUTE_SPARSE    = 3,
-    PYLLM_ROUTE_REFERENCE = 4,
-    PYLLM_ROUTE_COUNT     = 5
+    PYLLM_ROUTE_VERIFY    = 4,
+    PYLLM_ROUTE_REFERENCE = 5,
+    PYLLM_ROUTE_COUNT     = 6
 };
 
 /* Phases: by the number of query rows, except draft, which is whatever a drafter computes. */

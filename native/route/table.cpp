@@ -8,7 +8,7 @@
 namespace pyllm::route {
 
 static constexpr std::string_view version      = "pyllm-routes 1";
-static constexpr std::string_view routes[]     = { "vec", "tile", "mma", "sparse", "reference" };
+static constexpr std::string_view routes[]     = { "vec", "tile", "mma", "sparse", "verify", "reference" };
 static constexpr std::string_view operators[]  = { "in", "not_in", "min", "max", "multiple_of", "not_multiple_of" };
 static constexpr const char *     sentences[]  = { ", needs ", ", which is excluded: ", ", needs at least ", ", at most ", ", needs a multiple of ", ", a multiple of " };
 static_assert(std::size(routes) == PYLLM_ROUTE_COUNT);

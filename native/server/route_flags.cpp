@@ -38,7 +38,7 @@ bool take_route_flags(std::vector<char *> & arguments) {
             continue;
         }
         if (i + 1 == arguments.size() || arguments[i + 1][0] == '-') {
-            return fail("`" + name + "` needs a value", name == "--routes" ? "a file, as `pyllm routes table` writes it" : "a route: vec, tile, mma, sparse or reference");
+            return fail("`" + name + "` needs a value", name == "--routes" ? "a file, as `pyllm routes table` writes it" : "a route: vec, tile, mma, sparse, verify or reference");
         }
         const char * value = arguments[++i];
         if (name == "--force-route" && !force("--force-route", value)) {

@@ -2,7 +2,7 @@
 //
 //   attention-check sweep SEED FIRST COUNT OUT.json every route that takes a key, poisoned outputs, all outputs looked at for NaN
 //   attention-check faults                         nodes that cannot run: a status each time, never an abort
-//   attention-check speed OUT.json                 the shapes of a list on stdin: our dispatcher and upstream's in turn
+//   attention-check speed OUT.json [ROUTE]         the shapes of a list on stdin: our dispatcher, or one of its routes, and upstream's in turn
 #include "common.cuh"
 #include "fattn.cuh"
 
@@ -174,12 +174,12 @@ int sweep(uint64_t seed, int64_t first_key, int64_t count, const char * out_path
             CUDA_CHECK(cudaMemcpy(host, sums, sizeof(host), cudaMemcpyDeviceToHost));
             CUDA_CHECK(cudaMemcpy(&n_nan, nan_dev, sizeof(n_nan), cudaMemcpyDeviceToHost));
             const double nmse  = host[1] > 0.0 ? host[0]/host[1] : host[0];
-            // Ours computes in f32. Upstream's kernels compute in f16: the limit of upstream's own test. Its tile kernel also sums in f16
+            // Our reference computes in f32; our verify kernel rounds Q, K, V and P to f16 and sums in f32. Upstream's kernels compute in f16: the limit of upstream's own test. Its tile kernel also sums in f16
             // (fattn-tile.cuh, VKQ): over 32768 rows of like weight each addition rounds a sum far above its term. Its vector kernel rounds Q to
             // q8_1 before a quantised K, an error of the logits that grows with their scale.
             const bool long_f16_sum = decision.route == PYLLM_ROUTE_TILE && c.n_kv > 8192;
             const bool rounded_q    = decision.route == PYLLM_ROUTE_VEC && ggml_is_quantized(c.type_k);
-            const double limit      = decision.route == PYLLM_ROUTE_REFERENCE ? 1e-8 : long_f16_sum ? 2e-3 : rounded_q ? 5e-4*c.scale_factor : 5e-4;
+            const double limit      = decision.route == PYLLM_ROUTE_REFERENCE ? 1e-8 : decision.route == PYLLM_ROUTE_VERIFY ? 1e-5*c.scale_factor : long_f16_sum ? 2e-3 : rounded_q ? 5e-4*c.scale_factor : 5e-4;
             tally.nan += n_nan > 0;
             tally.wrong += !(nmse <= limit);
             tally.worst = std::max(tally.worst, n_nan ? INFINITY : nmse);
@@ -216,10 +216,15 @@ int sweep(uint64_t seed, int64_t first_key, int64_t count, const char * out_path
 // ---------------------------------------------------------------- speed
 
 // Lines of stdin: d_k d_v kv_heads gqa n_kv n_q streams type. K and V as llama.cpp's cache, mask f16.
-int speed(const char * out_path) {
+int speed(const char * out_path, const char * only) {
     ggml_backend_t              backend = ggml_backend_cuda_init(0);
     ggml_backend_cuda_context & ctx     = *(ggml_backend_cuda_context *) backend->context;
     ggml_backend_buffer_t       arena   = ggml_backend_buft_alloc_buffer(ggml_backend_cuda_buffer_type(0), (size_t) 60 << 30);
+    const int32_t               forced  = only ? route::route_from_name(only) : -1;
+    if (only && forced < 0) {
+        fprintf(stderr, "error: `%s` is no route\n", only);
+        return 2;
+    }
     FILE *                      file    = fopen(out_path, "w");
     fprintf(file, "[");
     std::string line;
@@ -261,6 +266,14 @@ int speed(const char * out_path) {
             fill_mask<<<1024, 256>>>((half *) graphs[i].node->src[3]->data, c.n_kv, c.n_q, ggml_nelements(graphs[i].node->src[3]), 0, 0, 0.0f, 1);
         }
         CUDA_CHECK(cudaDeviceSynchronize());
+        route::Key key{};
+        route::device_facts("CUDA0", key);
+        route::describe(graphs[0].node, key);
+        const route::Decision d = forced < 0 ? route::decide(key) : route::force(key, forced);
+        if (d.row < 0) {
+            continue;
+        }
+        route::force_phase(-1, forced);
         const bool served = upstream_flash_attn_ext_supported(0, graphs[0].node);
         const auto run    = [&](bool ours) {
             cudaEvent_t from, to;
@@ -300,10 +313,6 @@ int speed(const char * out_path) {
             return list[list.size()/2];
         };
         const double a = median(theirs), b = median(again), o = median(ours);
-        route::Key   key{};
-        route::device_facts("CUDA0", key);
-        route::describe(graphs[0].node, key);
-        const route::Decision d    = route::decide(key);
         const std::string     name = std::string(route::route_name(d.route)) + (d.ncols1 ? " " + std::to_string(d.ncols1) + "x" + std::to_string(d.ncols2) : "");
         printf("%-44s %-14s %9.2f %9.2f %9.2f %7.3f %7.3f\n", line.c_str(), name.c_str(), a, b, o, served ? o/std::min(a, b) : 0.0, served ? std::max(a, b)/std::min(a, b) : 0.0);
         fprintf(file, "%s\n{\"shape\": \"%s\", \"route\": \"%s\", \"bytes\": %zu, \"upstream_us\": %.3f, \"upstream_again_us\": %.3f, \"ours_us\": %.3f}", first ? "" : ",", line.c_str(), name.c_str(), bytes, a, b, o);
@@ -320,12 +329,12 @@ int main(int argc, char ** argv) {
     if (argc >= 6 && strcmp(argv[1], "sweep") == 0) {
         return sweep(strtoull(argv[2], nullptr, 10), atoll(argv[3]), atoll(argv[4]), argv[5], argc > 6 ? argv[6] : nullptr);
     }
-    if (argc == 3 && strcmp(argv[1], "speed") == 0) {
-        return speed(argv[2]);
+    if ((argc == 3 || argc == 4) && strcmp(argv[1], "speed") == 0) {
+        return speed(argv[2], argc > 3 ? argv[3] : nullptr);
     }
     if (argc == 2 && strcmp(argv[1], "faults") == 0) {
         return faults();
     }
-    fprintf(stderr, "error: %d arguments are not understood\n\nhint: attention-check sweep SEED FIRST COUNT OUT.json [ROUTE], or attention-check speed OUT.json < SHAPES\n", argc - 1);
+    fprintf(stderr, "error: %d arguments are not understood\n\nhint: attention-check sweep SEED FIRST COUNT OUT.json [ROUTE], or attention-check speed OUT.json [ROUTE] < SHAPES\n", argc - 1);
     return 2;
 }

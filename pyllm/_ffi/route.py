@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 #: Axes of a key that its device decides: the first ones.
 DEVICE_AXES: int = lib.PYLLM_ROUTE_HEAD
 
-ROUTES = ("vec", "tile", "mma", "sparse", "reference")
+ROUTES = ("vec", "tile", "mma", "sparse", "verify", "reference")
 PHASES = ("prefill", "decode", "verify", "draft")
 
 

@@ -25,6 +25,7 @@ from pyllm.routes.kernels import (
     tile_smem,
 )
 from pyllm.routes.row import Row
+from pyllm.routes.verify import HEADS, TYPES, least_shared, takes_types
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,4 +162,29 @@ def _vec() -> Iterator[Row]:
         )
 
 
-ACCEPTS: tuple[Row, ...] = (*_vec(), *_tile(), *_mma(), Row("reference", 0, 0, ""))
+def verify_pairs(head: Heads) -> tuple[str, ...]:
+    """K/V types that the verify route reads with these head dims."""
+    return tuple(f"{k}/{v}" for k in TYPES for v in TYPES if takes_types(head[0], k) and takes_types(head[1], v))
+
+
+#: What the verify route needs besides head dims, types and memory: asynchronous copies, one mask for all heads, 32-bit columns and pieces of rows.
+VERIFY_NEEDS = (
+    one_of("matrix", "ampere"),
+    one_of("mask", "none", "stream", "repeat", why="tiles over several heads read one mask"),
+    one_of("rows", 1),
+    at_most("wide", 1),
+    at_most("n_kv", 2**29),
+)
+
+
+def _verify() -> Iterator[Row]:
+    alike: dict[tuple[str, ...], list[Heads]] = {}
+    for head in HEADS:
+        alike.setdefault(verify_pairs(head), []).append(head)
+    for pairs, heads in alike.items():
+        # Each device with asynchronous copies has this much; one that has less is not sent there.
+        least = max(least_shared(head, *pair.split("/")) for head in heads for pair in pairs)
+        yield Row("verify", 0, 0, "", (*VERIFY_NEEDS, one_of("head", *map(_name, heads)), one_of("kv", *pairs), at_least("smem", least)))
+
+
+ACCEPTS: tuple[Row, ...] = (*_vec(), *_tile(), *_mma(), *_verify(), Row("reference", 0, 0, ""))

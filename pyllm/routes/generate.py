@@ -11,6 +11,7 @@ from pyllm.routes.matrix import matrix
 from pyllm.routes.page import page
 from pyllm.routes.table import ROWS
 from pyllm.routes.tablefile import Table, dump
+from pyllm.routes.verify import HEADS, INSTANCES
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,11 +29,24 @@ def instances_include() -> str:
     return "\n".join([f"// {_NOTE}", *lines]) + "\n"
 
 
+def verify_include() -> str:
+    """The instances of the verify route, for its dispatcher and its kernels."""
+    lines = [f"VERIFY_INSTANCE({', '.join(str(value).upper() for value in one)})" for one in INSTANCES]
+    return "\n".join([f"// {_NOTE}", *lines]) + "\n"
+
+
+def heads_include() -> str:
+    """The head dims that it has."""
+    return "\n".join([f"// {_NOTE}", *(f"VERIFY_HEAD({d_k}, {d_v})" for d_k, d_v in HEADS)]) + "\n"
+
+
 def files() -> dict[Path, str]:
     """Path and content of each file."""
     return {
         ROOT / "native/route/default_table.inc": table_include(),
         ROOT / "native/fattn/instances.inc": instances_include(),
+        ROOT / "native/fattn/verify/instances.inc": verify_include(),
+        ROOT / "native/fattn/verify/heads.inc": heads_include(),
         ROOT / "ROUTES.md": page(),
         ROOT / "tests/routes/golden/matrix.txt": matrix(),
     }

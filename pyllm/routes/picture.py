@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg")
 
-COLOURS = {"vec": "#56B4E9", "tile": "#E69F00", "mma": "#009E73", "sparse": "#CC79A7", "reference": "#F0E442", "refused": "#D55E00"}
+COLOURS = {"vec": "#56B4E9", "tile": "#E69F00", "mma": "#009E73", "sparse": "#CC79A7", "verify": "#0072B2", "reference": "#F0E442", "refused": "#D55E00"}
 _HATCHES = {"reference": "//", "refused": "xx"}
 _NOTHING = "#EEEEEE"
 _INK = "#222222"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pyllm.routes.condition import Condition
 
 #: Names of the routes, in the order of their codes in ``native/include/pyllm.h``.
-ROUTES = ("vec", "tile", "mma", "sparse", "reference")
+ROUTES = ("vec", "tile", "mma", "sparse", "verify", "reference")
 
 #: What each route is, in a sentence.
 ABOUT = {
@@ -19,6 +19,7 @@ ABOUT = {
     "tile": "upstream's tile kernel: no matrix units",
     "mma": "upstream's matrix-unit kernel: converts K and V to f16 first",
     "sparse": "upstream's matrix-unit kernel over the KV rows that the mask leaves",
+    "verify": "ours: a few query rows over K and V as stored, each read once, on matrix units",
     "reference": "ours: any shape, type, mask and alignment",
 }
 

@@ -1,7 +1,7 @@
 """The route table: rows in priority order, the first whose conditions all hold decides. The last row takes every well-formed node.
 
-What upstream serves is sent where upstream sends it (fattn.cu of the pin), except where its kernels cannot take it; what it declines or
-aborts on goes to an instance that can take it after all, and else to ``reference``. ``executors.py`` says what the kernels accept,
+What upstream serves is sent where upstream sends it (fattn.cu of the pin), except where its kernels cannot take it or ours measured faster; what
+it declines or aborts on goes to an instance that can take it after all, and else to ``reference``. ``executors.py`` says what the kernels accept,
 ``check.py`` proves that no row sends them anything else.
 """
 
@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyllm.routes.axes import FLOAT_TYPES
 from pyllm.routes.condition import at_least, at_most, multiple_of, not_multiple_of, one_of
+from pyllm.routes.executors import VERIFY_NEEDS, verify_pairs
 from pyllm.routes.row import Row
+from pyllm.routes.verify import HEADS as VERIFY_HEADS
+from pyllm.routes.verify import least_shared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pyllm.routes.condition import Condition
 
@@ -238,7 +242,62 @@ def _plain_vec_rows() -> Iterator[Row]:
     yield from _vec("up to two query rows over quantised K/V", one_of("matrix", "none", "mfma", "wmma"), one_of("quantised", 1), at_most("n_q", 2))
 
 
+#: Devices with asynchronous copies have at least 99 KB for a block; the largest tile that the verify route cannot do without takes this much.
+_VERIFY_SMEM = max(least_shared(head, *pair.split("/")) for head in VERIFY_HEADS for pair in verify_pairs(head))
+
+
+def _verify_rows(
+    because: str,
+    *conditions: Condition,
+    heads: tuple[str, ...] = tuple(f"{d_k}/{d_v}" for d_k, d_v in VERIFY_HEADS),
+    pairs: Callable[[str], bool] = lambda _: True,
+) -> Iterator[Row]:
+    """Our verify kernel over ``heads`` and those K/V types of them that ``pairs`` picks."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for head in heads:
+        d_k, d_v = map(int, head.split("/"))
+        alike.setdefault(tuple(filter(pairs, verify_pairs((d_k, d_v)))), []).append(head)
+    for types, names in alike.items():
+        memory = at_least("smem", _VERIFY_SMEM, "its smallest tile")
+        yield Row("verify", 0, 0, because, (*conditions, one_of("head", *names), one_of("kv", *types), memory, *VERIFY_NEEDS))
+
+
+def _hopper_rows() -> Iterator[Row]:
+    """Where the verify kernel was measured to be faster, on an H100 (repro/results/attention-h100.json): nothing else goes to it that upstream takes.
+
+    Over quantised K/V upstream converts the whole cache first, or reads it with its vector kernel at a tenth of the memory's rate. Over f16 its matrix
+    kernel is as fast with few columns over head dims up to 128, and with many everywhere.
+    """
+    hopper = (one_of("arch", 900), at_most("sparsity", 1, "few KV rows are gathered"))
+
+    def quantised(pair: str) -> bool:
+        return not set(pair.split("/")) <= set(FLOAT_TYPES)
+
+    def half(pair: str) -> bool:
+        return pair == "f16/f16"
+
+    because = "quantised K/V, read once as they are stored"
+    for gqa, n_q in ((4, 64), (8, 32), (16, 16), (32, 8)):
+        few = (*hopper, at_least("n_kv", 1024), at_most("gqa", gqa), at_most("n_q", n_q))
+        yield from _verify_rows(because, *few, heads=("64/64", "128/128", "192/128", "256/256", "512/512"), pairs=quantised)
+    latent = (*hopper, at_least("n_kv", 4096), at_most("gqa", 16))
+    yield from _verify_rows(because, *latent, at_most("n_q", 4), heads=("576/512",), pairs=quantised)
+
+    because = "a long cache read once for all query rows"
+    yield from _verify_rows(because, *latent, one_of("n_q", 1), one_of("streams", 1), heads=("576/512",), pairs=half)
+    wide = (*hopper, at_least("n_kv", 1024), at_most("gqa", 8), at_most("n_q", 64))
+    yield from _verify_rows(because, *wide, one_of("streams", 1), heads=("512/512",), pairs=half)
+    yield from _verify_rows(because, *wide, at_least("n_q", 2), heads=("512/512",), pairs=half)
+    long = (*hopper, at_least("n_kv", 4096), one_of("streams", 1))
+    yield from _verify_rows(because, *long, at_most("gqa", 6), at_most("n_q", 8), heads=("256/256",), pairs=half)
+    yield from _verify_rows(because, *long, at_least("gqa", 5), at_most("gqa", 16), at_most("n_q", 8), heads=("128/128",), pairs=half)
+    yield from _verify_rows(because, *long, at_least("gqa", 2), at_most("gqa", 4), one_of("n_q", 1, 4), heads=("64/64", "128/128"), pairs=half)
+    yield from _verify_rows(because, *long, one_of("gqa", 8), at_most("n_q", 4), heads=("192/128",), pairs=half)
+    yield from _verify_rows(because, *long, one_of("gqa", 1), one_of("n_q", 4), heads=("128/128",), pairs=half)
+
+
 ROWS: tuple[Row, ...] = (
+    *_hopper_rows(),
     # --- NVIDIA with tensor cores that the kernels use: Turing and later -------------------------------------------------------------
     *_vec("up to two query rows over quantised K/V", *_TENSOR, at_least("arch", 890), one_of("quantised", 1), at_most("n_q", 2)),
     *_vec("one query row over quantised K/V", *_TENSOR, one_of("quantised", 1), one_of("n_q", 1)),
@@ -301,5 +360,6 @@ ROWS: tuple[Row, ...] = (
     # --- everywhere -------------------------------------------------------------------------------------------------------------------
     *_tile_rows("no matrix-unit instance takes it"),
     *_spare_rows(),
+    *_verify_rows("no kernel of upstream takes it"),
     Row("reference", 0, 0, "no kernel of upstream takes it"),
 )

@@ -60,7 +60,9 @@ def test_a_node_in_numbers(pyllm, snapshot):
 def test_json(pyllm):
     found = json.loads(pyllm(*NODE, "--device", "sm_87,gfx1100", "--all", "--json").out)
     assert [decision["device"] for decision in found] == ["sm_87", "gfx1100"]
-    assert all({decision["route"], *(one["route"] for one in decision["skipped"])} == {"vec", "tile", "mma", "sparse", "reference"} for decision in found)
+    assert all(
+        {decision["route"], *(one["route"] for one in decision["skipped"])} == {"vec", "tile", "mma", "sparse", "verify", "reference"} for decision in found
+    )
     flags = ["--device", "sm_61,sm_86", "--spec", "mtp", "--n-max", "2", "-np", "3", "-c", "6144"]
     plans = json.loads(pyllm("routes", "explain", "-m", models.make("qwen35"), *flags, "--json").out)
     assert [plan["devices"] for plan in plans] == [["sm_61"], ["sm_86"]]

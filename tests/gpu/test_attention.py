@@ -40,7 +40,7 @@ def test_sweep(program, tmp_path, seed):
     assert done.returncode == 0, done.stdout[-4000:]
     report = json.loads((tmp_path / "sweep.json").read_text())
     assert report["keys"] == 20000
-    assert {"vec", "tile", "mma", "sparse", "reference"} <= {name.removeprefix("forced ") for name in report["routes"]}
+    assert {"vec", "tile", "mma", "sparse", "verify", "reference"} <= {name.removeprefix("forced ") for name in report["routes"]}
 
 
 def faults(program, **environment):
@@ -59,11 +59,18 @@ def test_contradictory_nodes_fail_their_graph(program):
 def test_fully_masked_rows(program):
     _, lines = faults(program)
     masked = [line for line in lines if "rows that see nothing" in line]
-    assert len(masked) == 30
+    assert len(masked) == 36
     assert all(line.startswith("ok") for line in masked)
 
 
-@pytest.mark.parametrize("route", ["mma", "vec", "tile"])
+def test_rows_that_the_mask_excludes_are_not_read(program):
+    _, lines = faults(program)
+    other = [line for line in lines if "rows of other sequences" in line]
+    assert len(other) == 4
+    assert all(line.startswith("ok") for line in other)
+
+
+@pytest.mark.parametrize("route", ["mma", "vec", "tile", "verify"])
 def test_no_room_means_the_next_route(program, route):
     code, lines = faults(program, PYLLM_TEST_NO_ROOM=route)
     assert any("a kernel without room hands the node on" in line for line in lines)

@@ -1,0 +1,10 @@
+// Instances of the verify route for head dims 576/512.
+#if !defined(GGML_USE_HIP) && !defined(GGML_USE_MUSA)
+#include "fattn/verify/kernel_of.cuh"
+
+namespace pyllm::verify {
+
+template kernel_t kernel_of<576, 512>(int);
+
+}  // namespace pyllm::verify
+#endif

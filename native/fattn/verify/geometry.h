@@ -1,0 +1,108 @@
+// Sizes of the verify route: how K and V lie in shared memory, what an instance needs, which one takes a node. No CUDA in it; pyllm/routes/verify.py has
+// the same numbers, and tests/routes/test_verify.py compares them.
+#pragma once
+
+#include <algorithm>
+#include <climits>
+
+#if defined(__CUDACC__)
+#define PYLLM_BOTH __host__ __device__
+#else
+#define PYLLM_BOTH
+#endif
+
+namespace pyllm::verify {
+
+// K and V types, and `ANY`: an instance that asks for the type while it runs.
+enum Type : int { F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL, ANY };
+
+PYLLM_BOTH constexpr bool is_quantised(int type) {
+    return type >= Q8_0;
+}
+
+// Bytes of 32 elements.
+PYLLM_BOTH constexpr int block_bytes(int type) {
+    return type == Q8_0 ? 34 : type == Q5_1 ? 24 : type == Q5_0 ? 22 : type == Q4_1 ? 20 : type == Q4_0 || type == IQ4_NL ? 18 : 64;
+}
+
+PYLLM_BOTH constexpr int row_bytes(int type, int d) {
+    return is_quantised(type) ? d/32*block_bytes(type) : 2*d;
+}
+
+// Bytes from row to row of a tile in shared memory: pieces of 16 that hold a row wherever it begins in the first of them, at a multiple of what divides
+// its bytes; an odd number of them, which spreads eight rows over all banks.
+PYLLM_BOTH constexpr int tile_stride(int type, int d) {
+    const int bytes   = row_bytes(type, d);
+    const int aligned = bytes & -bytes;
+    const int pieces  = (bytes + (aligned >= 16 ? 0 : 16 - aligned) + 15)/16;
+    return 16*(pieces | 1);
+}
+
+// Most tiles of a part; their list lies in shared memory.
+constexpr int MAX_TILES = 2048;
+// Tiles of K, and of V, that a block holds: the one it works on and the next.
+constexpr int STAGES = 2;
+
+// M rows of Q, N KV rows a tile. `warps` divide the columns of V; each takes `rows` KV rows of a tile for the scores. `blocks`: what registers are kept
+// for on a multiprocessor.
+struct Instance {
+    int d_k, d_v, m, n, warps, rows, type_k, type_v, blocks;
+};
+
+// Bytes of dynamic shared memory: Q, two tiles of P, the rings, maxima and sums, the list of tiles.
+PYLLM_BOTH constexpr int shared_bytes(int d_k, int d_v, int m, int n, int rows, int type_k, int type_v) {
+    return m*(2*d_k + 16) + 2*m*(2*n + 16) + STAGES*n*(tile_stride(type_k, d_k) + tile_stride(type_v, d_v)) + (n/rows + 4)*m*4 + 3*MAX_TILES;
+}
+
+constexpr Instance INSTANCES[] = {
+#define VERIFY_INSTANCE(d_k, d_v, m, n, warps, rows, type_k, type_v, blocks) { d_k, d_v, m, n, warps, rows, type_k, type_v, blocks },
+#include "fattn/verify/instances.inc"
+#undef VERIFY_INSTANCE
+};
+constexpr int N_INSTANCES = sizeof(INSTANCES)/sizeof(*INSTANCES);
+
+// The instance for `rows` rows of Q that share a KV head, on a device with `smem` bytes for a block; -1 if there is none. Best is what
+// reads K and V fewest times, then an instance of just these types, then a long tile, then few unused rows.
+inline int choose(int d_k, int d_v, int type_k, int type_v, long rows, int smem) {
+    int  best = -1;
+    long best_rank[4]{};
+    for (int i = 0; i < N_INSTANCES; ++i) {
+        const Instance & one = INSTANCES[i];
+        const bool exact = one.type_k == type_k && one.type_v == type_v;
+        if (one.d_k != d_k || one.d_v != d_v || !(exact || one.type_k == ANY) ||
+            shared_bytes(d_k, d_v, one.m, one.n, one.rows, type_k, type_v) > smem) {
+            continue;
+        }
+        const long rank[4] = { -((rows + one.m - 1)/one.m), exact, one.n, -one.m };
+        if (best < 0 || std::lexicographical_compare(best_rank, best_rank + 4, rank, rank + 4)) {
+            best = i;
+            std::copy(rank, rank + 4, best_rank);
+        }
+    }
+    return best;
+}
+
+struct Parts {
+    int count;
+    int tiles;  // of a part
+};
+
+// Into how many parts the KV rows are split, so that the busiest multiprocessor is least busy: `tiles` for each of `blocks` (row tiles x KV heads x
+// streams) on `multiprocessors` that hold `resident` blocks each.
+inline Parts split(int tiles, long blocks, int multiprocessors, int resident) {
+    Parts best{ tiles, 1 };
+    long  least = LONG_MAX;
+    for (int wanted = resident; wanted >= 1; --wanted) {
+        const int  parts = (int) std::clamp<long>(multiprocessors*wanted/blocks, 1, tiles);
+        const int  each  = std::min((tiles + parts - 1)/parts, MAX_TILES);
+        const int  count = (tiles + each - 1)/each;
+        const long busiest = (count*blocks + multiprocessors - 1)/multiprocessors*each;
+        if (busiest < least) {
+            least = busiest;
+            best  = { count, each };
+        }
+    }
+    return best;
+}
+
+}  // namespace pyllm::verify

@@ -1,0 +1,29 @@
+// The kernel of an instance, by its place in INSTANCES: each file of this folder compiles those of some head dims.
+#pragma once
+
+#include "fattn/verify/kernel.cuh"
+
+namespace pyllm::verify {
+
+typedef void (*kernel_t)(Arguments);
+
+// nullptr for an instance of other head dims.
+template <int D_K, int D_V> kernel_t kernel_of(int place) {
+    int at = 0;
+#define VERIFY_INSTANCE(d_k, d_v, m, n, warps, rows, type_k, type_v, blocks)             \
+    if constexpr (d_k == D_K && d_v == D_V) {                                            \
+        if (at == place) {                                                               \
+            return attend<Tile<D_K, D_V, m, n, warps, rows, type_k, type_v>, blocks>;    \
+        }                                                                                \
+    }                                                                                    \
+    ++at;
+#include "fattn/verify/instances.inc"
+#undef VERIFY_INSTANCE
+    return nullptr;
+}
+
+#define VERIFY_HEAD(d_k, d_v) extern template kernel_t kernel_of<d_k, d_v>(int);
+#include "fattn/verify/heads.inc"
+#undef VERIFY_HEAD
+
+}  // namespace pyllm::verify

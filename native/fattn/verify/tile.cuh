@@ -1,0 +1,293 @@
+// The verify kernel: a few query rows over a long cache, K and V read once as they are stored.
+//
+// A block has M rows of Q that share a KV head (query positions x query heads, position major), and a part of the KV rows that the mask leaves. Its
+// warps divide a tile of N KV rows twice: for S = Q K^T by KV rows, for O += P V by columns of V; so each quant is decoded by one warp alone.
+//
+//   rings of slots  K and V tiles as stored, filled by asynchronous copies in the order K0 V0 K1 V1 ...
+//   S, P            softmax against a reference maximum that all warps know; P goes through shared memory as f16
+//   one barrier     for each tile: P and V are visible, K of the next tile is, and the slots of K and of the V before are free
+//
+// The reference maximum moves only when a score exceeds it by 2^RAISE: the barrier votes, and then O and the sums are scaled.
+#pragma once
+
+#include "fattn/verify/kv.cuh"
+
+#include <type_traits>
+
+namespace pyllm::verify {
+
+struct Strides {
+    int64_t row, head, stream;  // bytes
+};
+
+struct Arguments {
+    const char *  q;
+    const char *  k;
+    const char *  v;
+    const char *  mask;   // f16 [n_kv, n_q, 1, mask_streams], or nullptr
+    const float * sinks;  // [n_head], or nullptr
+    float *       dst;    // [d_v, n_head, n_q, streams]
+    float *       partial;  // [rows of dst, parts, d_v]
+    float2 *      meta;     // [rows of dst, parts]: reference maximum in powers of two, sum
+    Strides       at_q, at_k, at_v;
+    int64_t       mask_row, mask_stream;
+    int           n_q, n_kv, n_head, n_head_kv, gqa, mask_streams;
+    int           row_tiles, parts, tiles_per_part;
+    int           type_k, type_v;
+    int           width_k, width_v;  // of copies: 16, 8, 4, or 2 for ordinary loads
+    bool          q_vectors, mask_vectors;  // rows are aligned to 16 bytes
+    uint64_t      per_gqa;                  // 2^32/gqa, rounded up
+    float         scale;             // powers of two: times log2(e), and by the softcap
+    float         softcap;           // times log2(e)
+    float         max_bias, m0, m1;  // ALiBi
+    uint32_t      n_head_log2;
+};
+
+constexpr float RAISE = 8.0f;
+
+// An instance, see geometry.h. Where N/ROWS leaves warps over, these take other rows of Q, or wait.
+template <int D_K_, int D_V_, int M_, int N_, int WARPS_, int ROWS_, int TYPE_K_, int TYPE_V_> struct Tile {
+    static constexpr int D_K = D_K_, D_V = D_V_, M = M_, N = N_, WARPS = WARPS_, ROWS = ROWS_, TYPE_K = TYPE_K_, TYPE_V = TYPE_V_;
+    static constexpr int THREADS = 32*WARPS;
+    static constexpr int M_TILES = M/16;
+    static constexpr int KV_WARPS = N/ROWS;
+    static constexpr int M_SHARE = WARPS/KV_WARPS < M_TILES ? WARPS/KV_WARPS : M_TILES;
+    static constexpr int M_WARPS = M_TILES % M_SHARE == 0 ? M_SHARE : 1;
+    static constexpr int OWN_M = M_TILES/M_WARPS;  // of S
+    static constexpr int OWN_N = ROWS/8;
+    static constexpr int SLICE = D_V/WARPS;        // columns of V
+    static constexpr int FRAGMENTS = SLICE/8;
+    static_assert(M % 16 == 0 && N % 16 == 0 && N % ROWS == 0 && ROWS % 8 == 0 && WARPS % KV_WARPS == 0 && M_TILES % M_WARPS == 0, "whole fragments");
+    static_assert(D_V % WARPS == 0 && SLICE % 16 == 0 && D_K % 16 == 0, "whole fragments");
+    static_assert(ROWS >= 16 || D_K % 32 == 0, "eight rows are loaded with 32 columns");
+    static constexpr int Q_STRIDE = 2*D_K + 16;  // bytes; odd multiples of 16
+    static constexpr int P_STRIDE = 2*N + 16;
+
+    static __host__ __device__ constexpr int slot_k(int type) { return N*tile_stride(type, D_K); }
+    static __host__ __device__ constexpr int slot_v(int type) { return N*tile_stride(type, D_V); }
+};
+
+// Where in its place a row begins: copies of 16 bytes begin at a multiple of 16.
+static __device__ __forceinline__ int shift_of(const char * first, int width) {
+    return width == 16 ? (int) ((uintptr_t) first & 15) : 0;
+}
+
+// `chunks` of WIDTH bytes for each row of a tile into a slot. Rows from `rows` on, and what lies beyond `bytes` of a row, are zeros.
+template <int N, int THREADS, int WIDTH>
+static __device__ __forceinline__ void copy_rows(uint32_t to, const char * from, int64_t row_stride, int rows, int bytes, int stride) {
+    const int chunks = (bytes + WIDTH - 1)/WIDTH;
+    for (int i = threadIdx.x; i < N*chunks; i += THREADS) {
+        const int r = i/chunks;
+        const int c = i - r*chunks;
+        copy_async<WIDTH>(to + r*stride + c*WIDTH, from + (r < rows ? r*row_stride + c*WIDTH : 0), r < rows ? min(WIDTH, bytes - c*WIDTH) : 0);
+    }
+}
+
+// A tile whose rows are fewer than N, or not as `Copier` wants them, into a slot.
+template <int N, int THREADS>
+static __device__ __noinline__ void copy_any(uint32_t to, const char * first, int64_t row_stride, int rows, int bytes, int stride, int width) {
+    if (width == 16) {
+        const int shift = shift_of(first, width);
+        copy_rows<N, THREADS, 16>(to, first - shift, row_stride, rows, shift + bytes, stride);
+    } else if (width == 8) {
+        copy_rows<N, THREADS, 8>(to, first, row_stride, rows, bytes, stride);
+    } else if (width == 4) {
+        copy_rows<N, THREADS, 4>(to, first, row_stride, rows, bytes, stride);
+    } else {
+        for (int i = threadIdx.x; i < N*(bytes/2); i += THREADS) {
+            const int r = i/(bytes/2);
+            const int c = i - r*(bytes/2);
+            const uint16_t x = r < rows ? *(const uint16_t *) (first + r*row_stride + 2*c) : 0;
+            asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + r*stride + 2*c), "h"(x) : "memory");
+        }
+    }
+}
+
+// Copies whole tiles of a type that is known, by pieces of 16 bytes: where a thread's pieces lie is the same for each tile.
+template <int N, int THREADS, int TYPE, int D> struct Copier {
+    static constexpr int  BYTES = row_bytes(TYPE, D), STRIDE = tile_stride(TYPE, D), PLACES = STRIDE/16;
+    static constexpr bool REGULAR = BYTES % 16 == 0 && THREADS % (BYTES/16) == 0;  // a thread has one column of pieces
+    static constexpr int  CHUNKS = REGULAR ? BYTES/16 : PLACES;
+    static constexpr int  PIECES = (N*CHUNKS + THREADS - 1)/THREADS;
+    static constexpr bool ALL = N*CHUNKS % THREADS == 0 && 16*(CHUNKS - 1) < BYTES;  // no piece is beyond the tile or its row, wherever this begins
+    const char * base;
+    uint32_t     tile_bytes;
+    uint32_t     from[REGULAR ? 1 : PIECES];
+    uint32_t     to, valid;
+
+    __device__ __forceinline__ void start(const char * first, int64_t row_stride) {
+        const int shift = shift_of(first, 16);
+        base       = first - shift;
+        tile_bytes = (uint32_t) (N*row_stride);
+        to         = REGULAR ? threadIdx.x/CHUNKS*STRIDE + threadIdx.x % CHUNKS*16 : threadIdx.x*16;
+        valid      = 0;
+#pragma unroll
+        for (int j = 0; j < PIECES; ++j) {
+            const int i = threadIdx.x + j*THREADS;
+            const int r = i/CHUNKS, c = i - r*CHUNKS;
+            valid |= (i < N*CHUNKS && 16*c < shift + BYTES ? 1u : 0u) << j;
+            if (!REGULAR || j == 0) {
+                from[j] = (uint32_t) (r*(uint32_t) row_stride + 16*c);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void run(uint32_t slot, int tile) const {
+        const char * first = base + (uint64_t) (uint32_t) tile*tile_bytes;
+        if constexpr (REGULAR) {
+            first += from[0];
+        }
+        const uint32_t step = tile_bytes/N*(THREADS/CHUNKS);
+#pragma unroll
+        for (int j = 0; j < PIECES; ++j) {
+            if (ALL || (valid >> j & 1)) {
+                copy_async<16>(slot + to + (REGULAR ? j*(THREADS/CHUNKS)*STRIDE : j*THREADS*16), REGULAR ? first + j*step : first + from[j], 16);
+            }
+        }
+    }
+};
+
+// S += Q K^T for the rows of Q from `q` and ROWS rows of K from `k`, which begin `shift` bytes into their places.
+template <class T, int TYPE> static __device__ __forceinline__ void score(float (&s)[T::OWN_M][T::OWN_N][4], uint32_t q, const char * k) {
+    constexpr int stride = tile_stride(TYPE, T::D_K);
+    const int     lane   = threadIdx.x % 32;
+    if constexpr (is_quantised(TYPE)) {
+        const int    g   = lane/4, t = lane % 4;
+        const char * row = k + g*stride;
+        const auto   block = [&](int b, auto odd) {
+            uint32_t fragment[T::OWN_N][4];
+#pragma unroll
+            for (int n = 0; n < T::OWN_N; ++n) {
+                load_k<TYPE, decltype(odd)::value>(row + 8*n*stride, b, t, fragment[n]);
+            }
+#pragma unroll
+            for (int m = 0; m < T::OWN_M; ++m) {
+#pragma unroll
+                for (int step = 0; step < 2; ++step) {
+                    uint32_t a[4];
+                    load_matrices(a, q + m*16*T::Q_STRIDE + (2*b + step)*32);
+#pragma unroll
+                    for (int n = 0; n < T::OWN_N; ++n) {
+                        multiply_add(s[m][n], a, fragment[n][2*step], fragment[n][2*step + 1]);
+                    }
+                }
+            }
+        };
+#pragma unroll 4
+        for (int b = 0; b < T::D_K/32 - 1; b += 2) {
+            block(b, std::false_type());
+            block(b + 1, std::true_type());
+        }
+        if constexpr (T::D_K/32 % 2 == 1) {
+            block(T::D_K/32 - 1, std::false_type());
+        }
+    } else if constexpr (T::OWN_N == 1) {
+        const uint32_t row = shared_address(k) + lane % 8*stride + lane/8*16;
+#pragma unroll 8
+        for (int step = 0; step < T::D_K/16; step += 2) {
+            uint32_t b[4];
+            load_matrices(b, row + step*32);
+            as_f16<TYPE>(b);
+#pragma unroll
+            for (int m = 0; m < T::OWN_M; ++m) {
+                uint32_t a[4];
+                load_matrices(a, q + m*16*T::Q_STRIDE + step*32);
+                multiply_add(s[m][0], a, b[0], b[1]);
+                load_matrices(a, q + m*16*T::Q_STRIDE + step*32 + 32);
+                multiply_add(s[m][0], a, b[2], b[3]);
+            }
+        }
+    } else {
+        const uint32_t row = shared_address(k) + (lane % 8 + lane/16*8)*stride + lane/8 % 2*16;
+#pragma unroll 8
+        for (int step = 0; step < T::D_K/16; ++step) {
+            uint32_t b[T::OWN_N/2][4];
+#pragma unroll
+            for (int n = 0; n < T::OWN_N/2; ++n) {
+                load_matrices(b[n], row + n*16*stride + step*32);
+                as_f16<TYPE>(b[n]);
+            }
+#pragma unroll
+            for (int m = 0; m < T::OWN_M; ++m) {
+                uint32_t a[4];
+                load_matrices(a, q + m*16*T::Q_STRIDE + step*32);
+#pragma unroll
+                for (int n = 0; n < T::OWN_N/2; ++n) {
+                    multiply_add(s[m][2*n], a, b[n][0], b[n][1]);
+                    multiply_add(s[m][2*n + 1], a, b[n][2], b[n][3]);
+                }
+            }
+        }
+    }
+}
+
+// O += P V for all rows of Q and the columns of V of this warp, from `v` on.
+template <class T, int TYPE>
+static __device__ __forceinline__ void weigh(float (&o)[T::M_TILES][T::FRAGMENTS][4], uint32_t p, const char * v, int warp) {
+    constexpr int stride = tile_stride(TYPE, T::D_V);
+    const int     lane   = threadIdx.x % 32;
+    const int     g = lane/4, t = lane % 4;
+#pragma unroll
+    for (int step = 0; step < T::N/16; ++step) {
+        uint32_t a[T::M_TILES][4];
+#pragma unroll
+        for (int m = 0; m < T::M_TILES; ++m) {
+            load_matrices(a[m], p + m*16*T::P_STRIDE + step*32);
+        }
+        if constexpr (is_quantised(TYPE)) {
+            const char * row = v + (16*step + 2*t)*stride;
+#pragma unroll
+            for (int b = 0; b < T::SLICE/32; ++b) {
+                uint32_t near[4], far[4];
+                load_v<TYPE>(row, row + stride, warp*(T::SLICE/32) + b, g, near);
+                load_v<TYPE>(row + 8*stride, row + 9*stride, warp*(T::SLICE/32) + b, g, far);
+#pragma unroll
+                for (int m = 0; m < T::M_TILES; ++m) {
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) {
+                        multiply_add(o[m][4*b + j], a[m], near[j], far[j]);
+                    }
+                }
+            }
+        } else {
+            const uint32_t row = shared_address(v) + (16*step + lane % 16)*stride + lane/16*16 + warp*T::SLICE*2;
+#pragma unroll
+            for (int f = 0; f < T::FRAGMENTS; f += 2) {
+                uint32_t b[4];
+                load_matrices_transposed(b, row + f*16);
+                as_f16<TYPE>(b);
+#pragma unroll
+                for (int m = 0; m < T::M_TILES; ++m) {
+                    multiply_add(o[m][f], a[m], b[0], b[1]);
+                    multiply_add(o[m][f + 1], a[m], b[2], b[3]);
+                }
+            }
+        }
+    }
+}
+
+// Calls `f` with the type as a constant: the one of the instance, or the node's among those that the head dim can have.
+template <int TYPE, int D, class F> static __device__ __forceinline__ void with_type(int type, F && f) {
+    if constexpr (TYPE != ANY) {
+        f(std::integral_constant<int, TYPE>());
+    } else {
+        if constexpr (D % 32 == 0) {
+            switch (type) {
+                case Q8_0:   return f(std::integral_constant<int, Q8_0>());
+                case Q5_1:   return f(std::integral_constant<int, Q5_1>());
+                case Q5_0:   return f(std::integral_constant<int, Q5_0>());
+                case Q4_1:   return f(std::integral_constant<int, Q4_1>());
+                case Q4_0:   return f(std::integral_constant<int, Q4_0>());
+                case IQ4_NL: return f(std::integral_constant<int, IQ4_NL>());
+                default: break;
+            }
+        }
+        if (type == BF16) {
+            f(std::integral_constant<int, BF16>());
+        } else {
+            f(std::integral_constant<int, F16>());
+        }
+    }
+}
+
+}  // namespace pyllm::verify

@@ -1,0 +1,166 @@
+// Launches of the verify route.
+#include "fattn/verify/verify.cuh"
+
+#if defined(GGML_USE_HIP) || defined(GGML_USE_MUSA)
+void pyllm_fattn_verify(ggml_backend_cuda_context &, ggml_tensor *) {
+    GGML_ABORT("the verify route is compiled for NVIDIA alone, and the route table sends nothing else there");
+}
+#else
+#include "fattn/verify/join.cuh"
+#include "fattn/verify/kernel_of.cuh"
+
+#include <cmath>
+#include <cstring>
+
+// dispatch.cu: notes that a kernel has no room on the device, and says so.
+bool pyllm_fattn_no_room(int blocks_per_sm);
+
+namespace pyllm::verify {
+
+static int type_of(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_BF16:   return BF16;
+        case GGML_TYPE_Q8_0:   return Q8_0;
+        case GGML_TYPE_Q5_1:   return Q5_1;
+        case GGML_TYPE_Q5_0:   return Q5_0;
+        case GGML_TYPE_Q4_1:   return Q4_1;
+        case GGML_TYPE_Q4_0:   return Q4_0;
+        case GGML_TYPE_IQ4_NL: return IQ4_NL;
+        default:               return F16;
+    }
+}
+
+static kernel_t kernel_at(const Instance & one, int place) {
+#define VERIFY_HEAD(D_K, D_V)                   \
+    if (one.d_k == D_K && one.d_v == D_V) {     \
+        return kernel_of<D_K, D_V>(place);      \
+    }
+#include "fattn/verify/heads.inc"
+#undef VERIFY_HEAD
+    return nullptr;
+}
+
+typedef void (*join_t)(const float *, const float2 *, const float *, float *, int, int);
+
+static join_t join_of(int64_t d_v) {
+#define VERIFY_HEAD(D_K, D_V)    \
+    if (d_v == D_V) {            \
+        return join<D_V>;        \
+    }
+#include "fattn/verify/heads.inc"
+#undef VERIFY_HEAD
+    return nullptr;
+}
+
+// Bytes that an asynchronous copy of the rows of `t` may move at once; 2: none, its addresses are not multiples of four.
+static int copy_width(const ggml_tensor * t) {
+    const uintptr_t place = (uintptr_t) t->data | (t->ne[2] > 1 ? t->nb[2] : 0) | (t->ne[3] > 1 ? t->nb[3] : 0);
+    const uintptr_t row   = t->ne[1] > 1 ? t->nb[1] : 0;
+    // Sixteen at a time from a multiple of sixteen at or before the row's begin: what is decoded has to lie at a multiple of four then, and a tile of f16
+    // at one of sixteen. Offsets within a tile of up to 128 rows have 32 bits.
+    if (row % 16 == 0 && place % (ggml_is_quantized(t->type) ? 4 : 16) == 0 && row < (1u << 25)) {
+        return 16;
+    }
+    const uintptr_t bits = place | row | ggml_row_size(t->type, t->ne[0]);
+    return bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 2;
+}
+
+static Strides strides_of(const ggml_tensor * t) {
+    return { (int64_t) t->nb[1], (int64_t) t->nb[2], (int64_t) t->nb[3] };
+}
+
+static bool vectors(const ggml_tensor * t) {
+    return ((uintptr_t) t->data | t->nb[1] | t->nb[2] | t->nb[3]) % 16 == 0;
+}
+
+static Arguments arguments_of(const ggml_tensor * dst) {
+    const ggml_tensor *q = dst->src[0], *k = dst->src[1], *v = dst->src[2], *mask = dst->src[3], *sinks = dst->src[4];
+    Arguments a{};
+    a.q         = (const char *) q->data;
+    a.k         = (const char *) k->data;
+    a.v         = (const char *) v->data;
+    a.sinks     = sinks != nullptr ? (const float *) sinks->data : nullptr;
+    a.dst       = (float *) dst->data;
+    a.at_q      = strides_of(q);
+    a.at_k      = strides_of(k);
+    a.at_v      = strides_of(v);
+    a.n_q       = (int) q->ne[1];
+    a.n_kv      = (int) k->ne[1];
+    a.n_head    = (int) q->ne[2];
+    a.n_head_kv = (int) k->ne[2];
+    a.gqa       = a.n_head/a.n_head_kv;
+    a.per_gqa   = ((uint64_t(1) << 32) + a.gqa - 1)/a.gqa;
+    a.type_k    = type_of(k->type);
+    a.type_v    = type_of(v->type);
+    a.width_k   = copy_width(k);
+    a.width_v   = copy_width(v);
+    a.q_vectors = vectors(q);
+    if (mask != nullptr) {
+        a.mask         = (const char *) mask->data;
+        a.mask_row     = mask->nb[1];
+        a.mask_stream  = mask->nb[3];
+        a.mask_streams = (int) mask->ne[3];
+        a.mask_vectors = vectors(mask);
+    } else {
+        a.mask_streams = 1;
+    }
+    constexpr float log2e = 1.44269504f;
+    float scale, softcap;
+    memcpy(&scale, (const float *) dst->op_params + 0, sizeof(float));
+    memcpy(&a.max_bias, (const float *) dst->op_params + 1, sizeof(float));
+    memcpy(&softcap, (const float *) dst->op_params + 2, sizeof(float));
+    a.scale       = log2e*(softcap != 0.0f ? scale/softcap : scale);
+    a.softcap     = log2e*softcap;
+    a.n_head_log2 = 1;
+    while (2*a.n_head_log2 <= (uint32_t) a.n_head) {
+        a.n_head_log2 *= 2;
+    }
+    a.m0 = powf(2.0f, -a.max_bias/a.n_head_log2);
+    a.m1 = powf(2.0f, -a.max_bias/2.0f/a.n_head_log2);
+    return a;
+}
+
+}  // namespace pyllm::verify
+
+void pyllm_fattn_verify(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    using namespace pyllm::verify;
+    const auto &  device  = ggml_cuda_info().devices[ctx.device];
+    const int64_t d_k     = dst->src[1]->ne[0], d_v = dst->src[2]->ne[0], streams = dst->src[0]->ne[3];
+    Arguments     a       = arguments_of(dst);
+    const long    rows    = (long) a.n_q*a.gqa;
+    const int     place   = choose((int) d_k, (int) d_v, a.type_k, a.type_v, rows, (int) device.smpbo);
+    if (place < 0) {
+        pyllm_fattn_no_room(0);
+        return;
+    }
+    const Instance & one    = INSTANCES[place];
+    const kernel_t   kernel = kernel_at(one, place);
+    const size_t     shared = shared_bytes(one.d_k, one.d_v, one.m, one.n, one.rows, a.type_k, a.type_v);
+    int              resident = 0;
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) shared));
+    CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, 32*one.warps, shared));
+    if (pyllm_fattn_no_room(resident)) {
+        return;
+    }
+    a.row_tiles = (int) ((rows + one.m - 1)/one.m);
+    const long  blocks = (long) a.row_tiles*a.n_head_kv*streams;
+    const Parts parts  = split((a.n_kv + one.n - 1)/one.n, blocks, device.nsm, resident);
+    a.parts          = parts.count;
+    a.tiles_per_part = parts.tiles;
+
+    const int64_t                n_rows = ggml_nrows(dst);
+    ggml_cuda_pool_alloc<float>  partial(ctx.pool());
+    ggml_cuda_pool_alloc<float2> meta(ctx.pool());
+    if (a.parts > 1) {
+        a.partial = partial.alloc(n_rows*a.parts*d_v);
+        a.meta    = meta.alloc(n_rows*a.parts);
+    }
+    ggml_cuda_kernel_launch(kernel, ggml_cuda_kernel_launch_params(dim3(blocks, a.parts), dim3(32*one.warps), shared, ctx.stream()), a);
+    CUDA_CHECK(cudaGetLastError());
+    if (a.parts > 1) {
+        ggml_cuda_kernel_launch(join_of(d_v), ggml_cuda_kernel_launch_params(dim3(n_rows), dim3(JOIN_THREADS), a.parts*sizeof(float), ctx.stream()),
+                                (const float *) a.partial, (const float2 *) a.meta, a.sinks, a.dst, a.n_head, a.parts);
+        CUDA_CHECK(cudaGetLastError());
+    }
+}
+#endif  // NVIDIA

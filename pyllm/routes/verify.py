@@ -1,0 +1,132 @@
+"""The instances of the ``verify`` route, and what each needs: the numbers of ``native/fattn/verify/geometry.h``, which ``tests/routes/test_verify.py`` compares.
+
+A block has ``m`` rows of Q that share a KV head and reads tiles of ``n`` KV rows, K and V as they are stored. The executor chooses its instance by the
+rows, the types and the device's shared memory; where there is little of it, the tile is shorter.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pyllm.routes.configs import Heads
+
+#: K and V types in the order of their numbers in ``geometry.h``; ``any`` asks for the type while it runs.
+TYPES = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "any")
+QUANTISED = TYPES[2:-1]
+#: Types that have instances of their own: what people's caches are made of.
+COMMON = ("f16", "q8_0", "q4_0")
+
+_BLOCK = {"q8_0": 34, "q5_1": 24, "q5_0": 22, "q4_1": 20, "q4_0": 18, "iq4_nl": 18}  # bytes of 32 elements
+#: ``STAGES`` and ``MAX_TILES`` of geometry.h.
+_STAGES = 2
+_MAX_TILES = 2048
+
+
+class Instance(NamedTuple):
+    """A compiled kernel. ``warps`` divide V's columns, each takes ``rows`` KV rows of a tile for the scores; ``blocks`` bounds its registers."""
+
+    d_k: int
+    d_v: int
+    m: int
+    n: int
+    warps: int
+    rows: int
+    type_k: str
+    type_v: str
+    blocks: int
+
+
+class _Shape(NamedTuple):
+    n: int
+    warps: int
+    rows: int
+
+
+#: For each pair of head dims the tile where shared memory is plenty, and where a block has 99 KB.
+_SHAPES: dict[Heads, tuple[_Shape, _Shape]] = {
+    (64, 64): (_Shape(64, 2, 32), _Shape(64, 2, 32)),
+    (80, 80): (_Shape(80, 5, 16), _Shape(32, 5, 32)),
+    (96, 96): (_Shape(48, 3, 16), _Shape(48, 3, 16)),
+    (112, 112): (_Shape(112, 7, 16), _Shape(32, 7, 32)),
+    (128, 128): (_Shape(64, 4, 16), _Shape(32, 4, 8)),
+    (192, 128): (_Shape(64, 4, 16), _Shape(32, 4, 8)),
+    (256, 256): (_Shape(64, 8, 8), _Shape(16, 8, 8)),
+    (512, 512): (_Shape(32, 8, 8), _Shape(16, 8, 8)),
+    (576, 512): (_Shape(32, 8, 8), _Shape(16, 8, 8)),
+}
+#: Tiles of quantised K and V that measured better (repro/results), with the rows of Q that they are for.
+_LONGER: dict[tuple[Heads, str], tuple[_Shape, tuple[int, ...]]] = {
+    ((256, 256), "q4_0"): (_Shape(64, 4, 16), (16, 32)),
+    ((512, 512), "q8_0"): (_Shape(64, 8, 8), (16, 32)),
+    ((512, 512), "q4_0"): (_Shape(64, 8, 8), (16, 32)),
+}
+HEADS = tuple(_SHAPES)
+
+
+def row_bytes(kind: str, dim: int) -> int:
+    """Bytes of ``dim`` elements."""
+    return dim // 32 * _BLOCK[kind] if kind in _BLOCK else 2 * dim
+
+
+def tile_stride(kind: str, dim: int) -> int:
+    """Bytes from row to row of a tile in shared memory: an odd number of pieces of 16 that hold a row wherever it begins in the first."""
+    size = row_bytes(kind, dim)
+    aligned = size & -size
+    pieces = (size + max(0, 16 - aligned) + 15) // 16
+    return 16 * (pieces | 1)
+
+
+def shared_bytes(one: Instance, type_k: str, type_v: str) -> int:
+    """Bytes of shared memory that ``one`` asks for: Q, two tiles of P, two of K and V each, maxima and sums, the list of tiles."""
+    ring = _STAGES * one.n * (tile_stride(type_k, one.d_k) + tile_stride(type_v, one.d_v))
+    return one.m * (2 * one.d_k + 16) + 2 * one.m * (2 * one.n + 16) + ring + (one.n // one.rows + 4) * one.m * 4 + 3 * _MAX_TILES
+
+
+def _rows(head: Heads) -> tuple[int, ...]:
+    """Rows of Q of the instances: at most 64, and 48 where 64 leave many unused over head dim 512."""
+    return (16, 32, 48, 64) if head == (512, 512) else (16, 32, 64)
+
+
+def _blocks(d_v: int, shape: _Shape, m: int) -> int:
+    """Four blocks of four warps with 16 rows of Q; with more rows registers last for two, with eight warps for one or two."""
+    if shape.warps <= 5:
+        return 4 if m == 16 else 2
+    return 2 if m <= (16 if d_v == 512 else 32) else 1
+
+
+def _instances() -> tuple[Instance, ...]:
+    found = []
+    for (d_k, d_v), (large, small) in _SHAPES.items():
+        head = (d_k, d_v)
+        for m in _rows(head):
+            if d_k in (64, 128, 192, 256, 512):
+                for kind in COMMON:
+                    shape, best_rows = _LONGER.get((head, kind), (large, ()))
+                    chosen = shape if m in best_rows or not best_rows else large
+                    found.append(Instance(d_k, d_v, m, *chosen, kind, kind, _blocks(d_v, chosen, m)))
+            found += [Instance(d_k, d_v, m, *shape, "any", "any", _blocks(d_v, shape, m)) for shape in dict.fromkeys((large, small))]
+    return tuple(found)
+
+
+INSTANCES = _instances()
+
+
+def takes_types(dim: int, kind: str) -> bool:
+    """Whether rows of ``dim`` elements can be of that type and the route reads it."""
+    return kind in TYPES[:-1] and (kind not in QUANTISED or dim % 32 == 0)
+
+
+def choose(head: Heads, type_k: str, type_v: str, rows: int, smem: int) -> Instance | None:
+    """The instance for ``rows`` rows of Q that share a KV head, on a device with ``smem`` bytes for a block: geometry.h, `choose`."""
+    able = [
+        one
+        for one in INSTANCES
+        if (one.d_k, one.d_v) == head and (one.type_k, one.type_v) in ((type_k, type_v), ("any", "any")) and shared_bytes(one, type_k, type_v) <= smem
+    ]
+    return max(able, key=lambda one: (-rows // one.m, one.type_k != "any", one.n, -one.m), default=None)
+
+
+def least_shared(head: Heads, type_k: str, type_v: str) -> int:
+    """Bytes of shared memory without which no instance takes these head dims and types."""
+    return min(shared_bytes(one, type_k, type_v) for one in INSTANCES if (one.d_k, one.d_v) == head and one.type_k in (type_k, "any"))

@@ -1,0 +1,168 @@
+"""The verify route's sizes: the same in Python and in the native header, and enough on every device with asynchronous copies."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pyllm.routes import verify
+from pyllm.routes.check import check
+from pyllm.routes.condition import at_least, at_most
+from pyllm.routes.devices import DEVICES
+from pyllm.routes.executors import ACCEPTS, verify_pairs
+from pyllm.routes.row import Row
+from pyllm.routes.table import ROWS
+from pyllm.routes.tablefile import Table
+
+NATIVE = Path(__file__).parents[2] / "native"
+KERNELS = NATIVE / "fattn/verify"
+COPYING = [device for device in DEVICES.values() if device.matrix == "ampere"]
+ROW_COUNTS = (1, 2, 15, 16, 17, 33, 48, 49, 64, 65, 88, 96, 97, 512)
+
+PROGRAM = r"""
+#include "fattn/verify/geometry.h"
+#include <cstdio>
+using namespace pyllm::verify;
+int main() {
+    for (const Instance & one : INSTANCES) {
+        for (int k = F16; k < ANY; ++k) {
+            for (int v = F16; v < ANY; ++v) {
+                std::printf("bytes %d %d %d\n", k, v, shared_bytes(one.d_k, one.d_v, one.m, one.n, one.rows, k, v));
+            }
+        }
+    }
+    int d_k, d_v, k, v, smem;
+    long rows;
+    while (std::scanf("%d %d %d %d %ld %d", &d_k, &d_v, &k, &v, &rows, &smem) == 6) {
+        std::printf("choice %d\n", choose(d_k, d_v, k, v, rows, smem));
+    }
+    for (int tiles : { 1, 2, 63, 512, 8192, 100000 }) {
+        for (long blocks : { 1L, 2L, 8L, 64L, 1000L }) {
+            for (int resident : { 1, 2, 4 }) {
+                const Parts parts = split(tiles, blocks, 132, resident);
+                std::printf("parts %d %ld %d %d %d\n", tiles, blocks, resident, parts.count, parts.tiles);
+            }
+        }
+    }
+}
+"""
+
+
+def cases():
+    for head, smem in itertools.product(verify.HEADS, sorted({device.smem for device in COPYING})):
+        for pair in verify_pairs(head):
+            for rows in ROW_COUNTS:
+                yield head, *pair.split("/"), rows, smem
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    """Lines of the program, by their first word."""
+    compiler = os.environ.get("CXX") or shutil.which("c++")
+    assert compiler, "the package itself is built with a C++ compiler"
+    folder = tmp_path_factory.mktemp("geometry")
+    (folder / "main.cpp").write_text(PROGRAM)
+    subprocess.run([compiler, "-std=c++17", "-O1", f"-I{NATIVE}", "main.cpp", "-o", "geometry"], cwd=folder, check=True)
+    numbers = {name: place for place, name in enumerate(verify.TYPES)}
+    asked = "\n".join(f"{d_k} {d_v} {numbers[k]} {numbers[v]} {rows} {smem}" for (d_k, d_v), k, v, rows, smem in cases())
+    done = subprocess.run([str(folder / "geometry")], input=asked, capture_output=True, text=True, check=True)
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for line in done.stdout.splitlines():
+        name, *values = line.split()
+        found.setdefault(name, []).append(tuple(map(int, values)))
+    return found
+
+
+def test_shared_bytes_are_the_kernels(native):
+    pairs = itertools.product(verify.INSTANCES, enumerate(verify.TYPES[:-1]), enumerate(verify.TYPES[:-1]))
+    assert native["bytes"] == [(k, v, verify.shared_bytes(one, type_k, type_v)) for one, (k, type_k), (v, type_v) in pairs]
+
+
+def test_the_choice_is_the_kernels(native):
+    expected = [(verify.INSTANCES.index(one),) if (one := verify.choose(*case)) else (-1,) for case in cases()]
+    assert native["choice"] == expected
+
+
+def test_every_device_with_asynchronous_copies_has_an_instance():
+    for head, type_k, type_v, rows, smem in cases():
+        one = verify.choose(head, type_k, type_v, rows, smem)
+        assert one, (head, type_k, type_v, rows, smem)
+        assert verify.shared_bytes(one, type_k, type_v) <= smem
+
+
+def test_a_smaller_block_has_a_shorter_tile():
+    large, small = DEVICES["sm_90"].smem, DEVICES["sm_86"].smem
+    assert verify.choose((512, 512), "f16", "f16", 16, large).n > verify.choose((512, 512), "f16", "f16", 16, small).n
+    assert verify.choose((512, 512), "f16", "f16", 16, 90_000) is None
+
+
+def test_rows_are_read_in_as_few_passes_as_there_can_be():
+    for head, type_k, type_v, rows, smem in cases():
+        one = verify.choose(head, type_k, type_v, rows, smem)
+        able = [
+            other.m
+            for other in verify.INSTANCES
+            if (other.d_k, other.d_v) == head and other.type_k in (type_k, "any") and verify.shared_bytes(other, type_k, type_v) <= smem
+        ]
+        assert -(-rows // one.m) == min(-(-rows // m) for m in able)
+
+
+def test_parts_cover_the_cache(native):
+    for tiles, blocks, resident, count, each in native["parts"]:
+        assert (count - 1) * each < tiles <= count * each
+        assert each <= 2048
+        if blocks <= 132 * resident and tiles >= 132:
+            # One wave, as full as whole tiles allow.
+            assert count * blocks <= 132 * resident or each == 2048
+
+
+def test_fragments_are_whole():
+    """The kernel's own assertions, so that a wrong instance is seen without a CUDA compiler."""
+    for one in verify.INSTANCES:
+        groups = one.n // one.rows
+        share = min(one.warps // groups, one.m // 16)
+        assert one.m % 16 == one.n % 16 == one.rows % 8 == one.n % one.rows == one.warps % groups == 0
+        assert one.m // 16 % share == 0 or share > 1
+        width = one.d_v // one.warps
+        assert one.d_v % one.warps == 0
+        assert width % (32 if one.type_v in verify.QUANTISED or (one.type_v == "any" and one.d_v % 32 == 0) else 16) == 0
+        assert one.rows >= 16 or one.d_k % 32 == 0
+
+
+def test_each_head_is_compiled():
+    text = "".join(path.read_text() for path in KERNELS.glob("*.cu"))
+    compiled = {(int(d_k), int(d_v)) for d_k, d_v in re.findall(r"template kernel_t kernel_of<(\d+), (\d+)>", text)}
+    assert compiled == set(verify.HEADS)
+
+
+def test_a_table_that_sends_it_too_much_is_found():
+    verify_row = next(row for row in ROWS if row.route == "verify")
+    for axis in ("smem", "mask", "rows", "wide", "n_kv", "kv"):
+        loose = Row("verify", 0, 0, "a test", tuple(condition for condition in verify_row.conditions if condition.axis != axis))
+        # A device of this family with less memory than any has: the condition is what keeps the row off it.
+        accepts = tuple(row if row.route != "verify" or axis != "smem" else _needs(row, 200_000) for row in ACCEPTS)
+        report = check(Table((loose, *ROWS), accepts))
+        assert any(finding.kind == "sound" and "verify" in finding.text for finding in report.findings), axis
+
+
+def _needs(row, smem):
+    return Row(row.route, row.ncols1, row.ncols2, row.because, (*(one for one in row.conditions if one.axis != "smem"), at_least("smem", smem)))
+
+
+def test_a_lost_executor_is_found():
+    report = check(Table(ROWS, tuple(row for row in ACCEPTS if row.route != "verify")))
+    assert any(finding.kind == "sound" and "there is no such kernel instance" in finding.text for finding in report.findings)
+
+
+def test_what_verify_takes_does_not_go_to_the_reference():
+    rows = tuple(row for row in ROWS if row.route != "verify")
+    report = check(Table(rows, ACCEPTS))
+    assert any(finding.kind == "frugal" and "verify" in finding.text for finding in report.findings)
+    few = (*rows[:-1], Row("verify", 0, 0, "a test", (*ROWS[-2].conditions, at_most("n_q", 64))), rows[-1])
+    assert any(finding.kind == "frugal" for finding in check(Table(few, ACCEPTS)).findings)
