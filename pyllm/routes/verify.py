@@ -1,4 +1,4 @@
-"""The instances of the ``verify`` route, and what each needs: the numbers of ``native/fattn/verify/geometry.h``, which ``tests/routes/test_verify.py`` compares.
+"""The instances of the ``verify`` route, and what each needs: the numbers of ``native/fattn/verify/geometry.h``; ``tests/routes/test_verify.py`` compares.
 
 A block has ``m`` rows of Q that share a KV head and reads tiles of ``n`` KV rows, K and V as they are stored. The executor chooses its instance by the
 rows, the types and the device's shared memory; where there is little of it, the tile is shorter.
