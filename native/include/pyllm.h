@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a declaration below changes; the package refuses a library with another number. */
-#define PYLLM_ABI_VERSION 3
+#define PYLLM_ABI_VERSION 4
 
 /* ---------------------------------------------------------------- library */
 
@@ -501,9 +501,19 @@ typedef struct pyllm_depth_totals {
     double   seconds_catchup;     /* of one row that the drafter takes over after a pause */
 } pyllm_depth_totals;
 
+/* How a decode of several sequences is cut into micro-batches; each is a pass over the model's weights. */
+enum {
+    PYLLM_CUT_ROWS       = 0, /* not at all: a unified cache of attention */
+    PYLLM_CUT_EQUAL      = 1, /* as many rows of each sequence in a part */
+    PYLLM_CUT_NEIGHBOURS = 2, /* the same, and only sequences that follow each other: caches of their own */
+    PYLLM_CUT_COUNT      = 3
+};
+
 /* Decides for up to n_seq slots, each drafting up to n_max <= PYLLM_DEPTH_MAX tokens. It has no clock: all times are given. */
-PYLLM_API pyllm_status pyllm_depth_create(int32_t n_seq, int32_t n_max, pyllm_depth ** out);
+PYLLM_API pyllm_status pyllm_depth_create(int32_t n_seq, int32_t n_max, int32_t cut, pyllm_depth ** out);
 PYLLM_API void         pyllm_depth_free(pyllm_depth * depth);
+/* A step that belongs to no request teaches what steps cost: n_slots drafts of depth tokens, and a decode of n_rows rows in one piece. */
+PYLLM_API pyllm_status pyllm_depth_measure(pyllm_depth * depth, int32_t draft_depth, int32_t n_slots, int32_t n_rows, double seconds_draft, double seconds_decode);
 /* A slot starts to generate; its first draft has to take over n_catchup rows (0 where the prompt's rows were taken over with the prompt). */
 PYLLM_API pyllm_status pyllm_depth_begin(pyllm_depth * depth, int32_t seq, int32_t n_catchup);
 PYLLM_API pyllm_status pyllm_depth_end(pyllm_depth * depth, int32_t seq);
