@@ -62,13 +62,14 @@ static_assert((int32_t) draft::DepthReason::baseline + 1 == PYLLM_DEPTH_REASON_C
 
 extern "C" {
 
-pyllm_status pyllm_depth_create(int32_t n_seq, int32_t n_max, int32_t cut, pyllm_depth ** out) {
+pyllm_status pyllm_depth_create(int32_t n_seq, int32_t n_max, int32_t cut, int32_t n_listen, pyllm_depth ** out) {
     return guard([&] {
         *not_null(out, "out") = nullptr;
         require(n_seq >= 1 && n_seq <= 4096, PYLLM_INVALID_ARGUMENT, format("n_seq %d is not in [1, 4096]", n_seq));
         require(n_max >= 1 && n_max <= PYLLM_DEPTH_MAX, PYLLM_LIMIT, format("depth %d is not in [1, %d]", n_max, PYLLM_DEPTH_MAX), "draft fewer tokens at a time");
         require(cut >= 0 && cut < PYLLM_CUT_COUNT, PYLLM_INVALID_ARGUMENT, format("cut %d is not known", cut));
-        *out = new pyllm_depth{ draft::DepthControl(n_seq, n_max, (draft::Cut) cut), std::vector<uint8_t>((size_t) n_seq, 0) };
+        check_rows(n_listen, 0, "n_listen");
+        *out = new pyllm_depth{ draft::DepthControl(n_seq, n_max, (draft::Cut) cut, n_listen), std::vector<uint8_t>((size_t) n_seq, 0) };
     });
 }
 
@@ -117,6 +118,10 @@ pyllm_status pyllm_depth_choose(pyllm_depth * depth, const int32_t * seqs, const
         }
         depth->control.choose(seqs, limits, n, depths);
     });
+}
+
+pyllm_status pyllm_depth_rests(const pyllm_depth * depth, bool * rests) {
+    return guard([&] { *not_null(rests, "rests") = not_null(depth, "depth")->control.rests(); });
 }
 
 pyllm_status pyllm_depth_record(pyllm_depth * depth, const pyllm_depth_step * step) {

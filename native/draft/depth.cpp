@@ -23,6 +23,7 @@ constexpr double kPayOff   = 128.0;  // steps within which taking over the rows 
 constexpr double kWorth    = 1.03;  // of the present rate: what a depth has to promise to be measured
 constexpr double kFound    = 1.01;  // of the rate before: what a probe of costs has to bring
 constexpr float  kNothing  = 0.03f; // tokens: a position that brings less is not drafted, even where rows are free
+constexpr uint64_t kPoor  = 64;    // steps until a drafter that was wrong lately is tried on other texts
 constexpr float  kLearnt   = 8.0f;  // trials after which a probe has nothing to add
 
 // 1, 2, 3, 4, 6, 8, 12, 16, …: depths between them are reached on the way to the next.
@@ -30,11 +31,15 @@ int32_t next_cap(int32_t cap) { return cap < 4 ? cap + 1 : (cap & (cap - 1)) == 
 
 } // namespace
 
-DepthControl::DepthControl(int32_t n_seq, int32_t n_max, Cut cut)
-    : n_max_(n_max), cut_(cut), decode_(n_seq * (1 + n_max)), draft_(n_max, n_seq), acceptance_(n_seq, n_max), slots_((size_t) n_seq) {}
+DepthControl::DepthControl(int32_t n_seq, int32_t n_max, Cut cut, int32_t n_listen)
+    : n_max_(n_max), cut_(cut), n_listen_((uint64_t) n_listen), decode_(n_seq * (1 + n_max)), draft_(n_max, n_seq), acceptance_(n_seq, n_max), slots_((size_t) n_seq) {}
 
 void DepthControl::company_changed() {
-    acceptance_timer_.reset(step_);
+    if (acceptance_.poor()) {
+        acceptance_timer_.due = std::min(acceptance_timer_.due, step_ + kPoor);
+    } else {
+        acceptance_timer_.reset(step_);
+    }
     cost_timer_.reset(step_);
     baseline_timer_.reset(step_);
     decode_.doubt();
@@ -284,6 +289,17 @@ bool DepthControl::probe_cost(const int32_t * seqs, const int32_t * limits, int3
     return true;
 }
 
+// After a rest the drafter reads rows for a while before it is asked: at once if drafting pays by what is known, else in time for the next probe.
+bool DepthControl::listens() {
+    if (resting_ && (on_ || acceptance_timer_.due <= step_ + n_listen_)) {
+        resting_ = false;
+        listens_ = step_ + n_listen_;
+    }
+    return resting_ || step_ < listens_;
+}
+
+void DepthControl::rest() { resting_ = n_listen_ > 0 && (resting_ || (!on_ && probe_ == Probe::none && acceptance_timer_.due > step_ + 2 * n_listen_)); }
+
 void DepthControl::choose(const int32_t * seqs, const int32_t * wishes, int32_t n, int32_t * depths) {
     limits_.resize((size_t) n);
     std::transform(wishes, wishes + n, limits_.begin(), [&](int32_t wish) { return std::min(wish, n_max_); });
@@ -331,6 +347,11 @@ void DepthControl::choose(const int32_t * seqs, const int32_t * wishes, int32_t 
     } else {
         on_ = false;
     }
+    const bool listening = listens();
+    if (listening) {
+        plan_.depths.assign((size_t) n, 0);
+        on_ = false;
+    }
     weigh(plan_, n, seqs, false);
     reference_rate_ = plan_.rate();
 
@@ -358,16 +379,17 @@ void DepthControl::choose(const int32_t * seqs, const int32_t * wishes, int32_t 
             probe_ = Probe::baseline;
         }
     }
-    if (probe_ == Probe::none && resting && (burst || step_ >= acceptance_timer_.due) && probe_acceptance(seqs, limits, n, burst)) {
+    if (probe_ == Probe::none && !listening && resting && (burst || step_ >= acceptance_timer_.due) && probe_acceptance(seqs, limits, n, burst)) {
         probe_ = Probe::acceptance;
     }
-    if (probe_ == Probe::none && draft_.known() && step_ >= cost_timer_.due) {
+    if (probe_ == Probe::none && !listening && draft_.known() && step_ >= cost_timer_.due) {
         if (probe_cost(seqs, limits, n)) {
             probe_ = Probe::cost;
         } else {
             cost_timer_.lost(step_, 0.0);
         }
     }
+    rest();
     probed_against_ = reference_rate_;
 
     const Plan & chosen = probe_ == Probe::none ? plan_ : probed_;

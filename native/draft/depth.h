@@ -59,7 +59,7 @@ struct DepthTotals {
 
 class DepthControl {
 public:
-    DepthControl(int32_t n_seq, int32_t n_max, Cut cut);
+    DepthControl(int32_t n_seq, int32_t n_max, Cut cut, int32_t n_listen);
 
     // A step that belongs to no request, taken to learn what it costs: `slots` drafts of `depth` tokens, and one decode of `rows` rows.
     void measure(int32_t depth, int32_t slots, int32_t rows, double seconds_draft, double seconds_decode);
@@ -72,6 +72,8 @@ public:
     // seqs are distinct and generating; wishes are the most that each may draft. Without a record in between, asks the same again.
     void choose(const int32_t * seqs, const int32_t * wishes, int32_t n, int32_t * depths);
     void record(const DepthStep & step);
+    // Whether the drafter need not read the rows of the step that was chosen last: nothing is drafted, now or in the next n_listen steps.
+    bool rests() const { return resting_; }
 
     DepthSlot         slot(int32_t seq) const;
     void              acceptance(int32_t seq, float * chances) const; // n_max of them: the first k + 1 tokens of a draft are accepted
@@ -145,9 +147,12 @@ private:
     double draft_seconds(int32_t depth, int32_t slots) const;
     double available() const;
     void   company_changed();
+    bool   listens();
+    void   rest();
 
     int32_t           n_max_;
     Cut               cut_;
+    uint64_t          n_listen_;
     DecodeCost        decode_;
     DraftCost         draft_;
     Acceptance        acceptance_;
@@ -157,6 +162,8 @@ private:
     uint64_t n_probes_ = 0;
     double   elapsed_  = 0.0, spent_ = 0.0, lost_ = 0.0, total_ = 0.0;
     bool     on_       = false; // some slot drafts, probes aside
+    bool     resting_  = false;
+    uint64_t listens_  = 0;     // until this step nothing is drafted: the drafter reads what it missed
     Probe    probe_    = Probe::none;
     Probe    outcome_  = Probe::none; // of the last step: its result is judged by the next choice
     double   reference_rate_ = 0.0;   // of the choice without the probe

@@ -72,6 +72,8 @@ class DepthCosts:
 class DepthControl(Handle):
     """Chooses depths for up to ``n_seq`` slots that draft up to ``n_max`` tokens each (``pyllm_depth``). ``cut`` is the target's way to cut a decode.
 
+    A drafter that rested has to read ``n_listen`` steps before it is tried again; with 0 it never rests.
+
     It has no clock and no randomness: the same records give the same depths.
 
     Raises:
@@ -82,9 +84,9 @@ class DepthControl(Handle):
     kind = "depth control"
     free = "pyllm_depth_free"
 
-    def __init__(self, n_seq: int, n_max: int, cut: Cut = Cut.ROWS) -> None:
+    def __init__(self, n_seq: int, n_max: int, cut: Cut = Cut.ROWS, n_listen: int = 0) -> None:
         out = ffi.new("pyllm_depth **")
-        check(lib.pyllm_depth_create(n_seq, n_max, cut, out))
+        check(lib.pyllm_depth_create(n_seq, n_max, cut, n_listen, out))
         super().__init__(out[0])
         # Room for one step, so that a step allocates nothing.
         self._room = n_seq
@@ -93,6 +95,7 @@ class DepthControl(Handle):
         self._depths = ffi.new("int32_t[]", n_seq)
         self._drafted = ffi.new("int32_t[]", n_seq)
         self._accepted = ffi.new("int32_t[]", n_seq)
+        self._rests = ffi.new("bool *")
         self._step = ffi.new("pyllm_depth_step *")
         self._step.seqs = self._seqs
         self._step.drafted = self._drafted
@@ -130,6 +133,12 @@ class DepthControl(Handle):
         self._limits[0:count] = limits
         check(lib.pyllm_depth_choose(self._pointer, self._seqs, self._limits, count, self._depths))
         return list(ffi.unpack(self._depths, count)) if count else []
+
+    @property
+    def rests(self) -> bool:
+        """Whether the last choice needs no rows of the target: nothing is drafted, now or soon."""
+        check(lib.pyllm_depth_rests(self._pointer, self._rests))
+        return bool(self._rests[0])
 
     def record(
         self,

@@ -205,6 +205,10 @@ class Drafter(Handle):
         """Take over what the target's last decode, of this batch, has computed. Call it after every decode, prefill too."""
         check(lib.pyllm_drafter_process(self._pointer, batch._pointer))  # noqa: SLF001 - handles of one module
 
+    def rest(self, *, rest: bool) -> None:
+        """With ``rest`` decodes hand out no rows for the drafters, and ``process`` takes none over; a sequence that decodes meanwhile starts over."""
+        check(lib.pyllm_drafter_rest(self._pointer, rest))
+
     def begin(self, seq: int, tokens: Sequence[int]) -> None:
         """A sequence starts to generate; ``tokens`` are those that its target memory holds. A drafter that had failed for it tries again."""
         check(lib.pyllm_drafter_begin(self._pointer, seq, ffi.new("int32_t[]", list(tokens)), len(tokens)))

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: The deepest that depth control decides about.
 MAX_DEPTH = 64
 
+#: Steps that a drafter reads after a rest before it is tried again.
+LISTEN = 32
+
 #: Steps without a new token after which a request goes on without drafts.
 PLAIN_AFTER = 8
 
@@ -30,7 +33,7 @@ class Drafting:
         spec = config.spec
         self.samples = spec is not None and spec.verification == "rejection"
         controlled = spec is not None and spec.depth_control and core.depth > 0
-        self.control: DepthControl | None = DepthControl(core.info.n_seq_max, min(core.depth, MAX_DEPTH), core.cut) if controlled else None
+        self.control: DepthControl | None = DepthControl(core.info.n_seq_max, min(core.depth, MAX_DEPTH), core.cut, LISTEN) if controlled else None
         self.n_drafted = 0
         self.n_accepted = 0
         self._injected = 0
@@ -98,6 +101,12 @@ class Drafting:
         if self.control is not None and seq in self._generating:
             self._generating.discard(seq)
             self.control.end(seq)
+
+    def listen(self, blocks: Sequence[Block]) -> None:
+        """Before a decode: a drafter that is not asked for a while need not read its rows. Those of prompts it always does."""
+        if self.core.drafter is not None:
+            rests = self.control is not None and self._rehearsed is None and self.control.rests and all(block.verifies for block in blocks)
+            self.core.drafter.rest(rest=rests)
 
     def count(self, request: Request, draft: list[int], accepted: int) -> None:
         """A draft was verified."""

@@ -198,6 +198,7 @@ class Scheduler:
             if len(block.tokens) > 1:
                 core.batch.add(seq, block.begin, block.tokens[:-1])
             block.index = core.batch.add(seq, block.end - 1, [block.tokens[-1], *block.draft], "all")
+        self.drafting.listen(blocks)
         core.context.decode(core.batch)
         self.n_steps += 1
         if core.drafter is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SECONDS = 2.0
 
 #: Steps of one kind: the first ones load and capture what later ones use.
-UNTIMED = 2
+UNTIMED = 3
 TIMED = 2
 
 
