@@ -233,8 +233,10 @@ bool DepthControl::probe_acceptance(const int32_t * seqs, const int32_t * limits
     for (const int32_t i : order) {
         tried.depths[(size_t) i] = 1;
         weigh(tried, n, seqs, true);
-        if (tried.seconds - plan_.tokens / reference_rate_ > available()) {
+        const double loss = tried.seconds - plan_.tokens / reference_rate_;
+        if (loss > available()) {
             tried.depths[(size_t) i] = 0;
+            lacking_ = any ? 0.0 : loss - available();
             break;
         }
         any = true;
@@ -367,7 +369,9 @@ void DepthControl::choose(const int32_t * seqs, const int32_t * wishes, int32_t 
         if (found) {
             timer.won(step_);
         } else {
-            timer.lost(step_, last_loss_ / ((outcome_ == Probe::cost ? kRareCost : kRare) * base_seconds_));
+            // Before a probe of a drafter that rested, rows were read for it: that costs more than the probe.
+            const bool rested = n_listen_ > 0 && outcome_ == Probe::acceptance && acceptance_.poor();
+            timer.lost(step_, rested ? (double) timer.longest : last_loss_ / ((outcome_ == Probe::cost ? kRareCost : kRare) * base_seconds_));
         }
         outcome_ = Probe::none;
     }
@@ -379,8 +383,14 @@ void DepthControl::choose(const int32_t * seqs, const int32_t * wishes, int32_t 
             probe_ = Probe::baseline;
         }
     }
-    if (probe_ == Probe::none && !listening && resting && (burst || step_ >= acceptance_timer_.due) && probe_acceptance(seqs, limits, n, burst)) {
-        probe_ = Probe::acceptance;
+    if (probe_ == Probe::none && !listening && resting && (burst || step_ >= acceptance_timer_.due)) {
+        lacking_ = 0.0;
+        if (probe_acceptance(seqs, limits, n, burst)) {
+            probe_ = Probe::acceptance;
+        } else if (n_listen_ > 0 && lacking_ > 0.0) {
+            // It waits for its share of the time to be earned: until then nobody need listen.
+            acceptance_timer_.due = step_ + (uint64_t) std::min(lacking_ / (kShare * base_seconds_) + 1.0, (double) acceptance_timer_.longest);
+        }
     }
     if (probe_ == Probe::none && !listening && draft_.known() && step_ >= cost_timer_.due) {
         if (probe_cost(seqs, limits, n)) {
@@ -429,8 +439,8 @@ void DepthControl::record(const DepthStep & step) {
         const int32_t asked = std::max(slot.asked, step.drafted[i]);
         deepest = std::max(deepest, asked);
         drafting += asked > 0;
-        // A prompt's rows wait as a whole, those of plain steps do not pile up.
-        slot.pending = asked > 0 ? 1 + step.accepted[i] : slot.pending < 2 * RESTING_ROWS ? slot.pending + 1 + step.accepted[i] : slot.pending;
+        // A prompt's rows wait as a whole; those of plain steps do not pile up where the drafter rests.
+        slot.pending = asked > 0 ? 1 + step.accepted[i] : slot.pending + (n_listen_ > 0 && slot.pending >= 2 * RESTING_ROWS ? 0 : 1 + step.accepted[i]);
         slot.burst   = false;
         if (asked > 0) {
             changed    = acceptance_.add(step.seqs[i], asked, step.drafted[i], step.accepted[i], step_) || changed;

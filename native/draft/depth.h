@@ -170,6 +170,7 @@ private:
     double   probed_against_ = 0.0;   // the same, of the last step
     double   base_seconds_   = 0.0;   // T(n)
     double   last_loss_      = 0.0;   // of the last probe, seconds
+    double   lacking_        = 0.0;   // what the account is short of for a probe, seconds
     Timer    acceptance_timer_{ 16, 8, 256 }, cost_timer_{ 2, 8, 128 }, baseline_timer_{ 8, 8, 512 };
 
     int32_t n_ = 0;    // of the last choice

@@ -32,8 +32,9 @@ class Drafting:
         self.core = core
         spec = config.spec
         self.samples = spec is not None and spec.verification == "rejection"
+        listen = LISTEN if core.drafter is not None and core.drafter.info.needs_rows else 0
         controlled = spec is not None and spec.depth_control and core.depth > 0
-        self.control: DepthControl | None = DepthControl(core.info.n_seq_max, min(core.depth, MAX_DEPTH), core.cut, LISTEN) if controlled else None
+        self.control: DepthControl | None = DepthControl(core.info.n_seq_max, min(core.depth, MAX_DEPTH), core.cut, listen) if controlled else None
         self.n_drafted = 0
         self.n_accepted = 0
         self._injected = 0

@@ -33,16 +33,16 @@ def warm_up(scheduler: Scheduler, seconds: float = SECONDS) -> None:
     control = scheduler.drafting.control
     if control is None:
         return
-    begin, last = time.perf_counter(), 0.0
+    begin, row = time.perf_counter(), 0.0
     for count, depth in _possible(scheduler):
         rows = count * (1 + depth)
-        # What the next kind takes is not known before; the longest step so far, and its rows, are.
-        if last * rows > seconds - (time.perf_counter() - begin):
+        # What a kind takes is not known before; it is no more for each row than the one before took, whose rows were fewer.
+        if row and row * rows > seconds - (time.perf_counter() - begin):
             break
         times = _rehearse(scheduler, count, depth)
         for drafting, decoding in times[UNTIMED:]:
             control.measure(depth, count, seconds_draft=drafting, seconds_decode=decoding)
-        last = max(last, sum(map(sum, times)) / rows)
+        row = sum(map(sum, times)) / rows
     for slot in scheduler.pool.slots:
         if slot.tokens:
             scheduler.memory.clear(slot)
