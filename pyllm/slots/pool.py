@@ -32,8 +32,8 @@ class SlotPool:
     def acquire(self, prompt: Sequence[int], seq: int | None = None) -> Slot | None:
         """An idle slot for ``prompt``, held from now on; None when all are held, or ``seq``, if one is asked for, is.
 
-        The slot whose conversation the prompt continues; else an empty one (with ``neighbours``, one beside those that run); else, of the one that shares most and the least recently used, the one
-        that loses fewer tokens.
+        The slot whose conversation the prompt continues; else an empty one (with ``neighbours``, one beside those that run); else, of the one that
+        shares most and the least recently used, the one that loses fewer tokens.
         """
         idle = [slot for slot in self.slots if not slot.held and seq in {None, slot.seq}]
         if not idle:
