@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from pyllm._ffi import devices
 from pyllm.config import SamplingParams
 from pyllm.engine.request import Request
 
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
 
     from pyllm.engine.scheduler import Scheduler
 
-#: Seconds after which no other kind of step is begun; one that is going on is ended.
+#: Seconds after which no other kind of step is begun; one that is going on is ended. A CPU has nothing to load, and learns as it goes.
 SECONDS = 2.0
+SECONDS_CPU = 0.25
 
 #: Steps of one kind: the first ones load and capture what later ones use.
 UNTIMED = 3
@@ -28,11 +30,13 @@ def kinds(slots: int, depth: int) -> list[tuple[int, int]]:
     return sorted(((count, deep) for count in counts for deep in depths), key=lambda kind: (kind[0] * (1 + kind[1]), kind[0]))
 
 
-def warm_up(scheduler: Scheduler, seconds: float = SECONDS) -> None:
+def warm_up(scheduler: Scheduler, seconds: float | None = None) -> None:
     """Take the steps, tell depth control of them, and leave the scheduler as it was. Without depth control there is nothing to learn."""
     control = scheduler.drafting.control
     if control is None:
         return
+    if seconds is None:
+        seconds = SECONDS if any(device.kind in {"gpu", "igpu"} for device in devices()) else SECONDS_CPU
     begin, row = time.perf_counter(), 0.0
     for count, depth in _possible(scheduler):
         rows = count * (1 + depth)
