@@ -57,20 +57,35 @@ void check_rows(int32_t rows, int32_t least, const char * name) {
 
 } // namespace
 
+static_assert((int32_t) draft::Cut::neighbours + 1 == PYLLM_CUT_COUNT, "cuts of the header and of micro_batches.h differ");
 static_assert((int32_t) draft::DepthReason::baseline + 1 == PYLLM_DEPTH_REASON_COUNT, "reasons of the header and of depth.h differ");
 
 extern "C" {
 
-pyllm_status pyllm_depth_create(int32_t n_seq, int32_t n_max, pyllm_depth ** out) {
+pyllm_status pyllm_depth_create(int32_t n_seq, int32_t n_max, int32_t cut, int32_t n_listen, pyllm_depth ** out) {
     return guard([&] {
         *not_null(out, "out") = nullptr;
         require(n_seq >= 1 && n_seq <= 4096, PYLLM_INVALID_ARGUMENT, format("n_seq %d is not in [1, 4096]", n_seq));
         require(n_max >= 1 && n_max <= PYLLM_DEPTH_MAX, PYLLM_LIMIT, format("depth %d is not in [1, %d]", n_max, PYLLM_DEPTH_MAX), "draft fewer tokens at a time");
-        *out = new pyllm_depth{ draft::DepthControl(n_seq, n_max), std::vector<uint8_t>((size_t) n_seq, 0) };
+        require(cut >= 0 && cut < PYLLM_CUT_COUNT, PYLLM_INVALID_ARGUMENT, format("cut %d is not known", cut));
+        check_rows(n_listen, 0, "n_listen");
+        *out = new pyllm_depth{ draft::DepthControl(n_seq, n_max, (draft::Cut) cut, n_listen), std::vector<uint8_t>((size_t) n_seq, 0) };
     });
 }
 
 void pyllm_depth_free(pyllm_depth * depth) { delete depth; }
+
+pyllm_status pyllm_depth_measure(pyllm_depth * depth, int32_t draft_depth, int32_t n_slots, int32_t n_rows, double seconds_draft, double seconds_decode) {
+    return guard([&] {
+        draft::DepthControl & control = not_null(depth, "depth")->control;
+        require(draft_depth >= 0 && draft_depth <= control.n_max(), PYLLM_INVALID_ARGUMENT, format("depth %d is not in [0, %d]", draft_depth, control.n_max()));
+        require(n_slots >= 1 && n_slots <= control.n_seq(), PYLLM_INVALID_ARGUMENT, format("%d slots: not in [1, %d]", n_slots, control.n_seq()));
+        check_rows(n_rows, n_slots, "n_rows");
+        check_seconds(seconds_draft, "seconds_draft");
+        check_seconds(seconds_decode, "seconds_decode");
+        control.measure(draft_depth, n_slots, n_rows, seconds_draft, seconds_decode);
+    });
+}
 
 pyllm_status pyllm_depth_begin(pyllm_depth * depth, int32_t seq, int32_t n_catchup) {
     return guard([&] {
@@ -103,6 +118,10 @@ pyllm_status pyllm_depth_choose(pyllm_depth * depth, const int32_t * seqs, const
         }
         depth->control.choose(seqs, limits, n, depths);
     });
+}
+
+pyllm_status pyllm_depth_rests(const pyllm_depth * depth, bool * rests) {
+    return guard([&] { *not_null(rests, "rests") = not_null(depth, "depth")->control.rests(); });
 }
 
 pyllm_status pyllm_depth_record(pyllm_depth * depth, const pyllm_depth_step * step) {

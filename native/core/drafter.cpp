@@ -3,6 +3,7 @@
 #include "core/error.h"
 #include "core/link.h"
 #include "core/model.h"
+#include "draft/graph_shapes.h"
 
 #include <algorithm>
 #include <cmath>
@@ -17,6 +18,7 @@ struct pyllm_drafter {
     std::vector<int32_t>      n_last;  // tokens of the last draft, for accept
     std::vector<int32_t>      drafted_by; // link of the last draft, -1: none
     std::vector<pyllm::draft::request> requests;
+    bool resting = false; // rows of the target are not read
 
     int32_t n_seq() const { return (int32_t) history.size(); }
 };
@@ -130,7 +132,12 @@ pyllm_status pyllm_drafter_add(pyllm_drafter * drafter, const char * type, pyllm
     });
 }
 
-void pyllm_drafter_free(pyllm_drafter * drafter) { delete drafter; }
+void pyllm_drafter_free(pyllm_drafter * drafter) {
+    if (drafter != nullptr && drafter->resting) {
+        rest_taps(drafter->target->ctx, false);
+    }
+    delete drafter;
+}
 
 pyllm_status pyllm_drafter_get_info(pyllm_drafter * drafter, pyllm_drafter_info * info) {
     return guard([&] {
@@ -163,11 +170,24 @@ pyllm_status pyllm_drafter_process(pyllm_drafter * drafter, const pyllm_batch * 
         require(batch->context == drafter->target, PYLLM_INVALID_ARGUMENT, "the batch belongs to another context than the drafter's target");
         require(drafter->target->n_rows == batch->tokens.size() && batch->tokens.size() > 0, PYLLM_INVALID_ARGUMENT,
                 format("the batch has %d tokens, the target's last decode had %d", batch->tokens.size(), drafter->target->n_rows), "decode the batch first");
+        if (drafter->resting) {
+            return; // the gap shows in the positions of what comes next
+        }
         for (const auto & link : drafter->links) {
             link->check_taps();
         }
         for (const auto & link : drafter->links) {
             link->process(batch->tokens);
+        }
+    });
+}
+
+pyllm_status pyllm_drafter_rest(pyllm_drafter * drafter, bool rest) {
+    return guard([&] {
+        not_null(drafter, "drafter");
+        if (drafter->resting != rest) {
+            rest_taps(drafter->target->ctx, rest);
+            drafter->resting = rest;
         }
     });
 }

@@ -85,6 +85,12 @@ llama_context_ptr create_context(llama_model * model, const context_state & targ
     return ctx;
 }
 
+// A sampler on the device is a graph of its own for each row of the draft. Rows of a small vocabulary are on the host, and searched, before it is done.
+bool samples_on_device(const llama_model * model) {
+    constexpr int32_t small = 32768;
+    return llama_model_n_devices(model) > 0 && llama_vocab_n_tokens(llama_model_get_vocab(model)) > small;
+}
+
 class model_link : public chain_link {
 public:
     model_link(std::shared_ptr<context_state> target, common_speculative_type type, const pyllm_model * draft, const pyllm_drafter_params & params)
@@ -120,7 +126,7 @@ public:
         config.n_min           = std::max(0, params.n_min);
         config.p_min           = params.p_min;
         config.stash_bytes     = params.stash_bytes > 0 ? (size_t) params.stash_bytes : config.stash_bytes;
-        config.device_sampling = params.device_sampling >= 0 ? params.device_sampling == 1 : llama_model_n_devices(model) > 0;
+        config.device_sampling = params.device_sampling >= 0 ? params.device_sampling == 1 : samples_on_device(model);
         try {
             const abort_is_exception caught;
             driver_ = draft::make_driver(type, config);

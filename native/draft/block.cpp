@@ -37,7 +37,7 @@ block::block(const settings & config)
       n_layers_(llama_model_target_layer_ids_n(llama_get_model(config.ctx_dft))), n_embd_tgt_((size_t) llama_model_n_embd(llama_get_model(config.ctx_tgt))),
       n_embd_dft_((size_t) llama_model_n_embd(llama_get_model(config.ctx_dft))), selector_top_k_(llama_model_dflash_selector_top_k(llama_get_model(config.ctx_dft))),
       mask_(llama_vocab_mask(llama_model_get_vocab(llama_get_model(config.ctx_dft)))), batch_(config.ctx_dft),
-      samplers_(config.ctx_dft, (int32_t) llama_n_seq_max(config.ctx_dft), config.device_sampling && selector_top_k_ == 0), features_(feature_width(config)) {
+      samplers_(config.ctx_dft, (int32_t) llama_n_seq_max(config.ctx_dft), config.device_sampling && selector_top_k_ == 0) {
     if (n_layers_ == 0 || mask_ < 0 || settings_.n_max < 1) {
         throw std::runtime_error("the draft model is no DFlash drafter: it names no target layers, no mask token, or a block of less than 2 tokens");
     }
@@ -64,14 +64,14 @@ bool block::stash_rows(const common_batch & batch, const run & rows, int32_t ski
     }
     std::vector<const float *> inputs(n_layers_);
     for (size_t k = 0; k < n_layers_; ++k) {
-        inputs[k] = llama_get_embeddings_layer_inp(settings_.ctx_tgt, (uint32_t) layers_[k]);
+        inputs[k] = llama_get_embeddings_layer_inp(settings_.ctx_tgt, (uint32_t) layers_[k]) + (size_t) (rows.first + skip) * n_embd_tgt_;
     }
     for (int32_t i = skip; i < rows.n; ++i) {
-        for (size_t k = 0; k < n_layers_; ++k) {
-            std::memcpy(features_.data() + k * n_embd_tgt_, inputs[k] + (size_t) (rows.first + i) * n_embd_tgt_, n_embd_tgt_ * sizeof(float));
-        }
         const auto & token = batch.tokens[(size_t) (rows.first + i)];
-        at(rows.seq).rows.append(token.id, token.pos[0], features_.data());
+        at(rows.seq).rows.append(token.id, token.pos[0], inputs);
+        for (const float *& input : inputs) {
+            input += n_embd_tgt_;
+        }
     }
     return true;
 }
@@ -85,7 +85,7 @@ bool block::inject(const std::vector<part> & parts) {
         const stash & rows = at(p.seq).rows;
         for (size_t i = p.first; i < p.first + p.n; ++i) {
             const llama_pos pos[4] = { rows.pos(i), rows.pos(i), rows.pos(i), 0 };
-            batch_.add_embd({ rows.row(i), 1, features_.size() }, pos, p.seq, false);
+            batch_.add_embd({ rows.row(i), 1, rows.width() }, pos, p.seq, false);
         }
     }
     stats_.n_inject_decodes += 1;

@@ -31,7 +31,6 @@ private:
     llama_token        mask_;
     common_batch       batch_;
     device_samplers    samplers_;
-    std::vector<float> features_; // one row
 };
 
 } // namespace pyllm::draft

@@ -1,5 +1,7 @@
 #include "draft/depth.h"
 
+#include "draft/resting.h"
+
 #include <algorithm>
 #include <cmath>
 
@@ -21,6 +23,7 @@ constexpr double kPayOff   = 128.0;  // steps within which taking over the rows 
 constexpr double kWorth    = 1.03;  // of the present rate: what a depth has to promise to be measured
 constexpr double kFound    = 1.01;  // of the rate before: what a probe of costs has to bring
 constexpr float  kNothing  = 0.03f; // tokens: a position that brings less is not drafted, even where rows are free
+constexpr uint64_t kPoor  = 64;    // steps until a drafter that was wrong lately is tried on other texts
 constexpr float  kLearnt   = 8.0f;  // trials after which a probe has nothing to add
 
 // 1, 2, 3, 4, 6, 8, 12, 16, …: depths between them are reached on the way to the next.
@@ -28,11 +31,15 @@ int32_t next_cap(int32_t cap) { return cap < 4 ? cap + 1 : (cap & (cap - 1)) == 
 
 } // namespace
 
-DepthControl::DepthControl(int32_t n_seq, int32_t n_max)
-    : n_max_(n_max), decode_(n_seq * (1 + n_max)), draft_(n_max, n_seq), acceptance_(n_seq, n_max), slots_((size_t) n_seq) {}
+DepthControl::DepthControl(int32_t n_seq, int32_t n_max, Cut cut, int32_t n_listen)
+    : n_max_(n_max), cut_(cut), n_listen_((uint64_t) n_listen), decode_(n_seq * (1 + n_max)), draft_(n_max, n_seq), acceptance_(n_seq, n_max), slots_((size_t) n_seq) {}
 
 void DepthControl::company_changed() {
-    acceptance_timer_.reset(step_);
+    if (acceptance_.poor()) {
+        acceptance_timer_.due = std::min(acceptance_timer_.due, step_ + kPoor);
+    } else {
+        acceptance_timer_.reset(step_);
+    }
     cost_timer_.reset(step_);
     baseline_timer_.reset(step_);
     decode_.doubt();
@@ -51,6 +58,13 @@ void DepthControl::begin(int32_t seq, int32_t n_catchup) {
 void DepthControl::end(int32_t seq) {
     slots_[(size_t) seq] = Slot{};
     company_changed();
+}
+
+void DepthControl::measure(int32_t depth, int32_t slots, int32_t rows, double seconds_draft, double seconds_decode) {
+    decode_.add(rows, seconds_decode, step_);
+    if (depth > 0) {
+        draft_.add(depth, slots, seconds_draft, 0, step_);
+    }
 }
 
 double DepthControl::available() const {
@@ -142,8 +156,50 @@ void DepthControl::best(const int32_t * limits, int32_t n, bool hopeful, Plan & 
     }
 }
 
+// The same depth for all slots, as deep as pays, where that beats the depths of each slot by itself: those may cut the decode into parts.
+void DepthControl::even(const int32_t * seqs, const int32_t * limits, int32_t n, bool hopeful, Plan & plan) {
+    const int32_t longest = std::min(*std::max_element(limits, limits + n), std::max(1, 2 * draft_.reach()));
+    if (hopeful) {
+        const int32_t deepest = *std::max_element(plan.depths.begin(), plan.depths.end());
+        std::transform(limits, limits + n, plan.depths.begin(), [&](int32_t limit) { return std::min(limit, deepest); });
+        return;
+    }
+    weigh(plan, n, seqs, false);
+    Plan level;
+    level.depths.resize((size_t) n);
+    for (int32_t depth = 1, before = 0; before < longest; before = depth, depth = next_cap(depth)) {
+        std::transform(limits, limits + n, level.depths.begin(), [&](int32_t limit) { return std::min({ limit, depth, longest }); });
+        weigh(level, n, seqs, false);
+        if (level.rate() > plan.rate()) {
+            plan = level;
+        }
+    }
+}
+
+// T of a step, over the parts that it is cut into; `rows` are those that come where the drafter may leave positions empty.
+double DepthControl::decode_seconds(const int32_t * seqs, const int32_t * depths, int32_t n, double rows) {
+    if (cut_ == Cut::rows) {
+        return decode_.seconds(rows);
+    }
+    sorted_.assign(seqs, seqs + n);
+    lengths_.resize((size_t) n);
+    std::sort(sorted_.begin(), sorted_.end());
+    for (int32_t i = 0; i < n; ++i) {
+        lengths_[(size_t) (std::lower_bound(sorted_.begin(), sorted_.end(), seqs[i]) - sorted_.begin())] = 1 + depths[i];
+    }
+    micro_batches(sorted_.data(), lengths_.data(), n, cut_, parts_);
+    if (parts_.size() == 1) {
+        return decode_.seconds(rows);
+    }
+    double seconds = 0.0;
+    for (const int32_t part : parts_) {
+        seconds += decode_.seconds(part);
+    }
+    return seconds;
+}
+
 // Tokens and seconds of the depths that a plan holds, by the present estimates.
-void DepthControl::weigh(Plan & plan, int32_t n, const int32_t * seqs, bool with_catchup) const {
+void DepthControl::weigh(Plan & plan, int32_t n, const int32_t * seqs, bool with_catchup) {
     double rows = n, catchup = 0;
     plan.tokens  = n;
     plan.rows    = n;
@@ -159,7 +215,8 @@ void DepthControl::weigh(Plan & plan, int32_t n, const int32_t * seqs, bool with
         plan.deepest = std::max(plan.deepest, depth);
         catchup += depth > 0 ? std::max(0, slots_[(size_t) seqs[i]].pending - depth - 1) : 0;
     }
-    plan.seconds = decode_.seconds(rows) + draft_seconds(plan.deepest, plan.drafting) + (with_catchup ? catchup * draft_.per_row() : 0.0);
+    plan.decode  = decode_seconds(seqs, plan.depths.data(), n, rows);
+    plan.seconds = plan.decode + draft_seconds(plan.deepest, plan.drafting) + (with_catchup ? catchup * draft_.per_row() : 0.0);
 }
 
 // Slots that do not draft get a draft of one token, those that waited longest first, as many as the probes' account allows.
@@ -176,11 +233,25 @@ bool DepthControl::probe_acceptance(const int32_t * seqs, const int32_t * limits
     for (const int32_t i : order) {
         tried.depths[(size_t) i] = 1;
         weigh(tried, n, seqs, true);
-        if (tried.seconds - plan_.tokens / reference_rate_ > available()) {
+        const double loss = tried.seconds - plan_.tokens / reference_rate_;
+        if (loss > available()) {
             tried.depths[(size_t) i] = 0;
+            lacking_ = any ? 0.0 : loss - available();
             break;
         }
         any = true;
+    }
+    // A short draft beside none may cost another part of the decode, one for everybody does not.
+    if (cut_ != Cut::rows && order.size() > 1) {
+        Plan all = plan_;
+        for (const int32_t i : order) {
+            all.depths[(size_t) i] = 1;
+        }
+        weigh(all, n, seqs, true);
+        if (all.seconds - plan_.tokens / reference_rate_ <= available() && (!any || all.seconds <= tried.seconds)) {
+            tried = all;
+            any   = true;
+        }
     }
     if (any) {
         probed_ = tried;
@@ -194,6 +265,9 @@ bool DepthControl::probe_cost(const int32_t * seqs, const int32_t * limits, int3
     Plan tried;
     chances(seqs, limits, n, Outlook::hopeful);
     best(limits, n, true, tried);
+    if (cut_ != Cut::rows) {
+        even(seqs, limits, n, true, tried);
+    }
     double tokens = n, rows = n;
     for (int32_t i = 0; i < n; ++i) {
         for (int32_t k = 0; k < tried.depths[(size_t) i]; ++k) {
@@ -216,6 +290,17 @@ bool DepthControl::probe_cost(const int32_t * seqs, const int32_t * limits, int3
     probed_ = tried;
     return true;
 }
+
+// After a rest the drafter reads rows for a while before it is asked: at once if drafting pays by what is known, else in time for the next probe.
+bool DepthControl::listens() {
+    if (resting_ && (on_ || acceptance_timer_.due <= step_ + n_listen_)) {
+        resting_ = false;
+        listens_ = step_ + n_listen_;
+    }
+    return resting_ || step_ < listens_;
+}
+
+void DepthControl::rest() { resting_ = n_listen_ > 0 && (resting_ || (!on_ && probe_ == Probe::none && acceptance_timer_.due > step_ + 2 * n_listen_)); }
 
 void DepthControl::choose(const int32_t * seqs, const int32_t * wishes, int32_t n, int32_t * depths) {
     limits_.resize((size_t) n);
@@ -240,16 +325,19 @@ void DepthControl::choose(const int32_t * seqs, const int32_t * wishes, int32_t 
     if (n == 0 || !decode_.known()) {
         return;
     }
-    base_seconds_ = decode_.seconds(n);
+    base_seconds_ = decode_seconds(seqs, plan_.depths.data(), n, n);
     chances(seqs, limits, n, Outlook::careful);
     if (draft_.known()) {
         best(limits, n, false, plan_);
+        if (cut_ != Cut::rows) {
+            even(seqs, limits, n, false, plan_);
+        }
         weigh(plan_, n, seqs, true);
         const double catchup = plan_.seconds;
         weigh(plan_, n, seqs, false);
         if (plan_.drafting > 0) {
             weighed.rows   = plan_.rows;
-            weighed.decode = decode_.seconds(plan_.rows);
+            weighed.decode = plan_.decode;
             weighed.draft  = draft_.seconds(plan_.deepest, plan_.drafting);
         }
         const double seconds = plan_.seconds + (catchup - plan_.seconds) / kPayOff;
@@ -259,6 +347,11 @@ void DepthControl::choose(const int32_t * seqs, const int32_t * wishes, int32_t 
             plan_.depths.assign((size_t) n, 0);
         }
     } else {
+        on_ = false;
+    }
+    const bool listening = listens();
+    if (listening) {
+        plan_.depths.assign((size_t) n, 0);
         on_ = false;
     }
     weigh(plan_, n, seqs, false);
@@ -276,7 +369,9 @@ void DepthControl::choose(const int32_t * seqs, const int32_t * wishes, int32_t 
         if (found) {
             timer.won(step_);
         } else {
-            timer.lost(step_, last_loss_ / ((outcome_ == Probe::cost ? kRareCost : kRare) * base_seconds_));
+            // Before a probe of a drafter that rested, rows were read for it: that costs more than the probe.
+            const bool rested = n_listen_ > 0 && outcome_ == Probe::acceptance && acceptance_.poor();
+            timer.lost(step_, rested ? (double) timer.longest : last_loss_ / ((outcome_ == Probe::cost ? kRareCost : kRare) * base_seconds_));
         }
         outcome_ = Probe::none;
     }
@@ -288,16 +383,23 @@ void DepthControl::choose(const int32_t * seqs, const int32_t * wishes, int32_t 
             probe_ = Probe::baseline;
         }
     }
-    if (probe_ == Probe::none && resting && (burst || step_ >= acceptance_timer_.due) && probe_acceptance(seqs, limits, n, burst)) {
-        probe_ = Probe::acceptance;
+    if (probe_ == Probe::none && !listening && resting && (burst || step_ >= acceptance_timer_.due)) {
+        lacking_ = 0.0;
+        if (probe_acceptance(seqs, limits, n, burst)) {
+            probe_ = Probe::acceptance;
+        } else if (n_listen_ > 0 && lacking_ > 0.0) {
+            // It waits for its share of the time to be earned: until then nobody need listen.
+            acceptance_timer_.due = step_ + (uint64_t) std::min(lacking_ / (kShare * base_seconds_) + 1.0, (double) acceptance_timer_.longest);
+        }
     }
-    if (probe_ == Probe::none && draft_.known() && step_ >= cost_timer_.due) {
+    if (probe_ == Probe::none && !listening && draft_.known() && step_ >= cost_timer_.due) {
         if (probe_cost(seqs, limits, n)) {
             probe_ = Probe::cost;
         } else {
             cost_timer_.lost(step_, 0.0);
         }
     }
+    rest();
     probed_against_ = reference_rate_;
 
     const Plan & chosen = probe_ == Probe::none ? plan_ : probed_;
@@ -337,7 +439,8 @@ void DepthControl::record(const DepthStep & step) {
         const int32_t asked = std::max(slot.asked, step.drafted[i]);
         deepest = std::max(deepest, asked);
         drafting += asked > 0;
-        slot.pending = (asked > 0 ? 0 : slot.pending) + 1 + step.accepted[i];
+        // A prompt's rows wait as a whole; those of plain steps do not pile up where the drafter rests.
+        slot.pending = asked > 0 ? 1 + step.accepted[i] : slot.pending + (n_listen_ > 0 && slot.pending >= 2 * RESTING_ROWS ? 0 : 1 + step.accepted[i]);
         slot.burst   = false;
         if (asked > 0) {
             changed    = acceptance_.add(step.seqs[i], asked, step.drafted[i], step.accepted[i], step_) || changed;
@@ -349,12 +452,13 @@ void DepthControl::record(const DepthStep & step) {
 
     const Plan & chosen = probe_ == Probe::none ? plan_ : probed_;
     const bool   alone  = step.n_prompt_rows == 0;
+    const double parted = decode_.known() ? decode_seconds(step.seqs, step.drafted, step.n, step.n_rows) : 0.0;
     double seconds = step.seconds_draft + step.seconds_decode;
     total_ += seconds;
     if (decode_.known() && n_ == step.n && chosen.seconds > 0.0) {
         // An interrupted step is nobody's fault. A first draft is what it is; what taking over rows for the first time
         // may have added is believed as far as its cost is.
-        const double expected = decode_.seconds(step.n_rows);
+        const double expected = parted;
         const double longest  = decode_.at(step.n_rows).count >= 3 ? 1.5 * expected : 3.0 * expected;
         const double decode   = alone ? std::min(step.seconds_decode, longest) : expected;
         const double most     = draft_.known() ? 2.0 * std::max(chosen.seconds - expected, 0.0) : step.seconds_draft;
@@ -373,7 +477,9 @@ void DepthControl::record(const DepthStep & step) {
         outcome_ = probe_;
     }
     if (alone) {
-        decode_.add(step.n_rows, step.seconds_decode, step_);
+        // Of a decode in parts, the share that one in a piece would have taken.
+        const double share = parted > 0.0 ? std::min(1.0, decode_.seconds(step.n_rows) / parted) : 1.0;
+        decode_.add(step.n_rows, share * step.seconds_decode, step_);
     }
     if (drafting > 0) {
         draft_.add(deepest, drafting, step.seconds_draft, step.n_catchup, step_);

@@ -3,12 +3,14 @@
 // A step of n slots with depths d_i decodes R = sum(1 + d_i) rows. It costs T(R) + D(max d_i, number of d_i > 0) and brings
 // sum(1 + P_i(1) + … + P_i(d_i)) tokens, P_i(k) being the chance that the first k tokens of slot i are accepted. T, D and P are running
 // estimates. Depths that are not in use are tried again from time to time; what that costs is accounted, and stays below a share of the time.
+// Where a decode is cut because its sequences have different numbers of rows, T is paid for each part: depths are equal then unless that costs more.
 //
 // No clock and no randomness: the same records give the same depths.
 #pragma once
 
 #include "draft/acceptance.h"
 #include "draft/depth_cost.h"
+#include "draft/micro_batches.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -57,7 +59,10 @@ struct DepthTotals {
 
 class DepthControl {
 public:
-    DepthControl(int32_t n_seq, int32_t n_max);
+    DepthControl(int32_t n_seq, int32_t n_max, Cut cut, int32_t n_listen);
+
+    // A step that belongs to no request, taken to learn what it costs: `slots` drafts of `depth` tokens, and one decode of `rows` rows.
+    void measure(int32_t depth, int32_t slots, int32_t rows, double seconds_draft, double seconds_decode);
 
     // n_catchup: rows that the first draft would have to take over, known to the caller (a prompt whose rows were deferred).
     void begin(int32_t seq, int32_t n_catchup);
@@ -67,6 +72,8 @@ public:
     // seqs are distinct and generating; wishes are the most that each may draft. Without a record in between, asks the same again.
     void choose(const int32_t * seqs, const int32_t * wishes, int32_t n, int32_t * depths);
     void record(const DepthStep & step);
+    // Whether the drafter need not read the rows of the step that was chosen last: nothing is drafted, now or in the next n_listen steps.
+    bool rests() const { return resting_; }
 
     DepthSlot         slot(int32_t seq) const;
     void              acceptance(int32_t seq, float * chances) const; // n_max of them: the first k + 1 tokens of a draft are accepted
@@ -122,7 +129,7 @@ private:
 
     struct Plan {
         std::vector<int32_t> depths;
-        double  tokens = 0.0, seconds = 0.0;
+        double  tokens = 0.0, seconds = 0.0, decode = 0.0; // decode: a part of seconds
         int32_t rows = 0, deepest = 0, drafting = 0;
 
         double rate() const { return tokens / seconds; }
@@ -132,14 +139,20 @@ private:
 
     void   chances(const int32_t * seqs, const int32_t * limits, int32_t n, Outlook outlook);
     void   best(const int32_t * limits, int32_t n, bool hopeful, Plan & plan);
-    void   weigh(Plan & plan, int32_t n, const int32_t * seqs, bool with_catchup) const;
+    void   even(const int32_t * seqs, const int32_t * limits, int32_t n, bool hopeful, Plan & plan);
+    void   weigh(Plan & plan, int32_t n, const int32_t * seqs, bool with_catchup);
+    double decode_seconds(const int32_t * seqs, const int32_t * depths, int32_t n, double rows);
     bool   probe_acceptance(const int32_t * seqs, const int32_t * limits, int32_t n, bool burst);
     bool   probe_cost(const int32_t * seqs, const int32_t * limits, int32_t n);
     double draft_seconds(int32_t depth, int32_t slots) const;
     double available() const;
     void   company_changed();
+    bool   listens();
+    void   rest();
 
     int32_t           n_max_;
+    Cut               cut_;
+    uint64_t          n_listen_;
     DecodeCost        decode_;
     DraftCost         draft_;
     Acceptance        acceptance_;
@@ -149,12 +162,15 @@ private:
     uint64_t n_probes_ = 0;
     double   elapsed_  = 0.0, spent_ = 0.0, lost_ = 0.0, total_ = 0.0;
     bool     on_       = false; // some slot drafts, probes aside
+    bool     resting_  = false;
+    uint64_t listens_  = 0;     // until this step nothing is drafted: the drafter reads what it missed
     Probe    probe_    = Probe::none;
     Probe    outcome_  = Probe::none; // of the last step: its result is judged by the next choice
     double   reference_rate_ = 0.0;   // of the choice without the probe
     double   probed_against_ = 0.0;   // the same, of the last step
     double   base_seconds_   = 0.0;   // T(n)
     double   last_loss_      = 0.0;   // of the last probe, seconds
+    double   lacking_        = 0.0;   // what the account is short of for a probe, seconds
     Timer    acceptance_timer_{ 16, 8, 256 }, cost_timer_{ 2, 8, 128 }, baseline_timer_{ 8, 8, 512 };
 
     int32_t n_ = 0;    // of the last choice
@@ -162,7 +178,7 @@ private:
     Plan    probed_;
     std::vector<float>     tokens_, rows_; // [slot of this choice][position]
     std::vector<candidate> candidates_;
-    std::vector<int32_t>   limits_;
+    std::vector<int32_t>   limits_, sorted_, lengths_, parts_;
     std::vector<double>    decode_table_, draft_table_;
 };
 

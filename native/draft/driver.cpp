@@ -1,5 +1,7 @@
 #include "draft/driver.h"
 
+#include "draft/resting.h"
+
 #include "route/control.h"
 
 #include <algorithm>
@@ -104,6 +106,7 @@ bool driver::stash_run(const common_batch & batch, const run & rows) {
         }
     }
     s.last_begin = pos;
+    s.n_plain    = rows.n == 1 ? s.n_plain + 1 : 0;
     if (!stash_rows(batch, rows, skip, before)) {
         s.why = "the target handed out no rows for the drafter";
         stats_.n_failures += 1;
@@ -112,8 +115,19 @@ bool driver::stash_run(const common_batch & batch, const run & rows) {
     }
     if (!cells_.own()) {
         s.rows.injected(s.rows.n_waiting());
+    } else if (settings_.deferred && s.n_plain >= 2 * RESTING_ROWS) {
+        rest(rows.seq);
     }
     return true;
+}
+
+// What a draft model reads is all it has, and takes no room: that stays.
+void driver::rest(llama_seq_id seq) {
+    stash & rows = at(seq).rows;
+    if (rows.width() > 0 && rows.n_waiting() >= 2 * (size_t) RESTING_ROWS) {
+        rows.drop_first(rows.size() - (size_t) RESTING_ROWS);
+        cells_.clear(seq);
+    }
 }
 
 const float * driver::row_at(const sequence & s, llama_pos pos) const {
@@ -301,6 +315,7 @@ void driver::draft(std::vector<request> & requests) {
     for (request & r : requests) {
         r.n_tokens = 0;
         if (r.n_max > 0 && ready(r)) {
+            at(r.seq).n_plain = 0;
             group.push_back(&r);
         }
     }

@@ -99,6 +99,7 @@ protected:
         std::vector<float> carry;         // hidden row of the target at carry_pos; the token after it is paired with it
         llama_pos          carry_pos = -1; // -1: none
         llama_pos          last_begin = 0; // position of the first row of the last decode
+        int32_t            n_plain = 0;    // steps of one row since the last draft
         int32_t            n_failures = 0; // in a row
         bool               off = false;
         std::string        why;
@@ -151,6 +152,7 @@ private:
     llama_pos known_end(llama_seq_id seq) const;
     bool saves_memory(bool partial) const;
     bool stash_run(const common_batch & batch, const run & rows);
+    void rest(llama_seq_id seq);
     bool ready(request & r);
     void attempt(const std::vector<request *> & group);
     void inject_or_fail(const std::vector<part> & parts);

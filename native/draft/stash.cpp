@@ -19,6 +19,14 @@ void stash::append(llama_token id, llama_pos pos, const float * row) {
     }
 }
 
+void stash::append(llama_token id, llama_pos pos, const std::vector<const float *> & parts) {
+    ids_.push_back(id);
+    pos_.push_back(pos);
+    for (const float * part : parts) {
+        rows_.insert(rows_.end(), part, part + width_ / parts.size());
+    }
+}
+
 void stash::truncate(llama_pos end) {
     const size_t n = (size_t) (std::lower_bound(pos_.begin(), pos_.end(), end) - pos_.begin());
     ids_.resize(n);

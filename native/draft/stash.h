@@ -15,6 +15,7 @@ public:
     explicit stash(size_t width = 0) : width_(width) {}
 
     size_t      size() const { return ids_.size(); }
+    size_t      width() const { return width_; }
     size_t      n_injected() const { return n_injected_; }
     size_t      n_waiting() const { return ids_.size() - n_injected_; }
     size_t      waiting_bytes() const { return n_waiting() * (width_ * sizeof(float) + sizeof(llama_token) + sizeof(llama_pos)); }
@@ -28,6 +29,8 @@ public:
 
     // row NULL: zeros
     void append(llama_token id, llama_pos pos, const float * row);
+    // the same, of parts of equal width
+    void append(llama_token id, llama_pos pos, const std::vector<const float *> & parts);
     void injected(size_t n) { n_injected_ += n; }
     // drops the rows at positions >= end
     void truncate(llama_pos end);

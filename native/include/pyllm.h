@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a declaration below changes; the package refuses a library with another number. */
-#define PYLLM_ABI_VERSION 3
+#define PYLLM_ABI_VERSION 4
 
 /* ---------------------------------------------------------------- library */
 
@@ -419,6 +419,9 @@ PYLLM_API pyllm_status pyllm_drafter_get_info(pyllm_drafter * drafter, pyllm_dra
 PYLLM_API pyllm_status pyllm_drafter_get_link(pyllm_drafter * drafter, int32_t index, pyllm_drafter_link_info * info);
 /* After each successful decode of the target, prefill too: takes over its hidden rows or layer inputs. */
 PYLLM_API pyllm_status pyllm_drafter_process(pyllm_drafter * drafter, const pyllm_batch * batch);
+/* With rest, decodes of the target hand out no rows and process() takes none over: for steps that nothing is drafted in, and none will be soon. A sequence
+   that decodes meanwhile starts over with its next rows. */
+PYLLM_API pyllm_status pyllm_drafter_rest(pyllm_drafter * drafter, bool rest);
 /* When a sequence starts to generate: the tokens that its target memory holds. */
 PYLLM_API pyllm_status pyllm_drafter_begin(pyllm_drafter * drafter, int32_t seq, const int32_t * tokens, int32_t n_tokens);
 /* Drafts for all requests in one go; the links are asked in order, each for the sequences that have no draft yet. A failing drafter leaves
@@ -501,14 +504,27 @@ typedef struct pyllm_depth_totals {
     double   seconds_catchup;     /* of one row that the drafter takes over after a pause */
 } pyllm_depth_totals;
 
-/* Decides for up to n_seq slots, each drafting up to n_max <= PYLLM_DEPTH_MAX tokens. It has no clock: all times are given. */
-PYLLM_API pyllm_status pyllm_depth_create(int32_t n_seq, int32_t n_max, pyllm_depth ** out);
+/* How a decode of several sequences is cut into micro-batches; each is a pass over the model's weights. */
+enum {
+    PYLLM_CUT_ROWS       = 0, /* not at all: a unified cache of attention */
+    PYLLM_CUT_EQUAL      = 1, /* as many rows of each sequence in a part */
+    PYLLM_CUT_NEIGHBOURS = 2, /* the same, and only sequences that follow each other: caches of their own */
+    PYLLM_CUT_COUNT      = 3
+};
+
+/* Decides for up to n_seq slots, each drafting up to n_max <= PYLLM_DEPTH_MAX tokens. It has no clock: all times are given. A drafter that rested has to
+   read n_listen steps before it is tried again; 0: it never rests. */
+PYLLM_API pyllm_status pyllm_depth_create(int32_t n_seq, int32_t n_max, int32_t cut, int32_t n_listen, pyllm_depth ** out);
 PYLLM_API void         pyllm_depth_free(pyllm_depth * depth);
+/* A step that belongs to no request teaches what steps cost: n_slots drafts of depth tokens, and a decode of n_rows rows in one piece. */
+PYLLM_API pyllm_status pyllm_depth_measure(pyllm_depth * depth, int32_t draft_depth, int32_t n_slots, int32_t n_rows, double seconds_draft, double seconds_decode);
 /* A slot starts to generate; its first draft has to take over n_catchup rows (0 where the prompt's rows were taken over with the prompt). */
 PYLLM_API pyllm_status pyllm_depth_begin(pyllm_depth * depth, int32_t seq, int32_t n_catchup);
 PYLLM_API pyllm_status pyllm_depth_end(pyllm_depth * depth, int32_t seq);
 /* Depths for one step of n generating slots; limits[i] is the most that slot i may draft, 0: nothing. The same until the next record. */
 PYLLM_API pyllm_status pyllm_depth_choose(pyllm_depth * depth, const int32_t * seqs, const int32_t * limits, int32_t n, int32_t * depths);
+/* Whether the last choice needs no rows of the target: nothing is drafted, now or soon. */
+PYLLM_API pyllm_status pyllm_depth_rests(const pyllm_depth * depth, bool * rests);
 PYLLM_API pyllm_status pyllm_depth_record(pyllm_depth * depth, const pyllm_depth_step * step);
 PYLLM_API pyllm_status pyllm_depth_get_slot(const pyllm_depth * depth, int32_t seq, pyllm_depth_slot * slot);
 /* *count is the number there is. */

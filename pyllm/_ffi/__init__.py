@@ -8,7 +8,7 @@ from pyllm._ffi.batch import Batch
 from pyllm._ffi.checkpoint import CheckpointFile, Section, model_fingerprint, write_checkpoint_file
 from pyllm._ffi.context import Context, ContextInfo
 from pyllm._ffi.crash import disable_crash_report, enable_crash_report
-from pyllm._ffi.depth import DepthControl, DepthCosts, DepthReason, DepthSlot
+from pyllm._ffi.depth import Cut, DepthControl, DepthCosts, DepthReason, DepthSlot
 from pyllm._ffi.device import Device, devices
 from pyllm._ffi.door import build_info, default_threads, kv_type, kv_type_name, set_log_level, upstream_commit
 from pyllm._ffi.drafter import Draft, Drafter, DrafterInfo, DrafterStats, DraftRequest, LinkInfo
@@ -39,6 +39,7 @@ __all__ = [
     "CheckpointFile",
     "Context",
     "ContextInfo",
+    "Cut",
     "DepthControl",
     "DepthCosts",
     "DepthReason",

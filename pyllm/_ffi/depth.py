@@ -25,6 +25,17 @@ class DepthReason(IntEnum):
     BASELINE = lib.PYLLM_DEPTH_BASELINE
 
 
+class Cut(IntEnum):
+    """How a decode of several sequences is cut into micro-batches, each a pass over the model's weights.
+
+    ``ROWS``: not at all. ``EQUAL``: as many rows of each sequence in a part. ``NEIGHBOURS``: the same, and only sequences that follow each other.
+    """
+
+    ROWS = lib.PYLLM_CUT_ROWS
+    EQUAL = lib.PYLLM_CUT_EQUAL
+    NEIGHBOURS = lib.PYLLM_CUT_NEIGHBOURS
+
+
 @dataclass(frozen=True)
 class DepthSlot:
     """A slot's last choice.
@@ -59,7 +70,9 @@ class DepthCosts:
 
 
 class DepthControl(Handle):
-    """Chooses depths for up to ``n_seq`` slots that draft up to ``n_max`` tokens each (``pyllm_depth``).
+    """Chooses depths for up to ``n_seq`` slots that draft up to ``n_max`` tokens each (``pyllm_depth``). ``cut`` is the target's way to cut a decode.
+
+    A drafter that rested has to read ``n_listen`` steps before it is tried again; with 0 it never rests.
 
     It has no clock and no randomness: the same records give the same depths.
 
@@ -71,9 +84,9 @@ class DepthControl(Handle):
     kind = "depth control"
     free = "pyllm_depth_free"
 
-    def __init__(self, n_seq: int, n_max: int) -> None:
+    def __init__(self, n_seq: int, n_max: int, cut: Cut = Cut.ROWS, n_listen: int = 0) -> None:
         out = ffi.new("pyllm_depth **")
-        check(lib.pyllm_depth_create(n_seq, n_max, out))
+        check(lib.pyllm_depth_create(n_seq, n_max, cut, n_listen, out))
         super().__init__(out[0])
         # Room for one step, so that a step allocates nothing.
         self._room = n_seq
@@ -82,10 +95,22 @@ class DepthControl(Handle):
         self._depths = ffi.new("int32_t[]", n_seq)
         self._drafted = ffi.new("int32_t[]", n_seq)
         self._accepted = ffi.new("int32_t[]", n_seq)
+        self._rests = ffi.new("bool *")
         self._step = ffi.new("pyllm_depth_step *")
         self._step.seqs = self._seqs
         self._step.drafted = self._drafted
         self._step.accepted = self._accepted
+
+    def measure(self, depth: int, n_slots: int, *, seconds_draft: float, seconds_decode: float, n_rows: int = 0) -> None:
+        """What a step costs that belongs to no request: ``n_slots`` drafts of ``depth`` tokens, and one decode of ``n_rows`` rows.
+
+        Left out, ``n_rows`` is ``n_slots * (1 + depth)``.
+
+        Raises:
+            InvalidArgumentError: a number out of range.
+        """
+        rows = n_rows or n_slots * (1 + depth)
+        check(lib.pyllm_depth_measure(self._pointer, depth, n_slots, rows, seconds_draft, seconds_decode))
 
     def begin(self, seq: int, n_catchup: int = 0) -> None:
         """A slot starts to generate. Its first draft has to take over ``n_catchup`` rows, such as those of a prompt that were deferred."""
@@ -108,6 +133,12 @@ class DepthControl(Handle):
         self._limits[0:count] = limits
         check(lib.pyllm_depth_choose(self._pointer, self._seqs, self._limits, count, self._depths))
         return list(ffi.unpack(self._depths, count)) if count else []
+
+    @property
+    def rests(self) -> bool:
+        """Whether the last choice needs no rows of the target: nothing is drafted, now or soon."""
+        check(lib.pyllm_depth_rests(self._pointer, self._rests))
+        return bool(self._rests[0])
 
     def record(
         self,

@@ -110,7 +110,8 @@ class Drafter(Handle):
         check(lib.pyllm_drafter_create(target._pointer, out))  # noqa: SLF001 - handles of one module
         super().__init__(out[0])
         self._n_seq = self.info.n_seq
-        self._n_max = 0
+        self._n_max = self._n_links = 0
+        self._link = ffi.new("pyllm_drafter_link_info *")
         self._requests = ffi.new("pyllm_draft_request[]", self._n_seq)
         self._tokens: list[Any] = []
         self._q: list[tuple[Any, Any]] = []
@@ -161,7 +162,8 @@ class Drafter(Handle):
         params.device_sampling = -1 if device_sampling is None else int(device_sampling)
         draft_model = model._pointer if model is not None else ffi.NULL  # noqa: SLF001 - handles of one module
         check(lib.pyllm_drafter_add(self._pointer, type.encode(), draft_model, params))
-        self._n_max = self.info.n_max
+        info = self.info
+        self._n_max, self._n_links = info.n_max, info.n_links
         room = max(1, self._n_max)
         self._tokens = [ffi.new("int32_t[]", room) for _ in range(self._n_seq)]
         self._q = [(ffi.new("int32_t[]", room * CANDIDATES), ffi.new("float[]", room * CANDIDATES)) for _ in range(self._n_seq)]
@@ -190,9 +192,22 @@ class Drafter(Handle):
         links = self.links
         return DrafterStats(**{name: sum(getattr(link.stats, name) for link in links) for name in _STATS})
 
+    @property
+    def n_injected(self) -> int:
+        """That count alone, which every step asks for."""
+        total = 0
+        for index in range(self._n_links):
+            check(lib.pyllm_drafter_get_link(self._pointer, index, self._link))
+            total += self._link.n_injected
+        return total
+
     def process(self, batch: Batch) -> None:
         """Take over what the target's last decode, of this batch, has computed. Call it after every decode, prefill too."""
         check(lib.pyllm_drafter_process(self._pointer, batch._pointer))  # noqa: SLF001 - handles of one module
+
+    def rest(self, *, rest: bool) -> None:
+        """With ``rest`` decodes hand out no rows for the drafters, and ``process`` takes none over; a sequence that decodes meanwhile starts over."""
+        check(lib.pyllm_drafter_rest(self._pointer, rest))
 
     def begin(self, seq: int, tokens: Sequence[int]) -> None:
         """A sequence starts to generate; ``tokens`` are those that its target memory holds. A drafter that had failed for it tries again."""

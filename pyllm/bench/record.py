@@ -57,6 +57,34 @@ ATTENTION_COMMANDS = (
 )
 
 
+#: What decides how deep is drafted, and what that costs the engine.
+DEPTH_SOURCES = (
+    "native/upstream.lock",
+    "native/draft/acceptance.cpp",
+    "native/draft/depth.cpp",
+    "native/draft/depth_cost.cpp",
+    "native/draft/micro_batches.cpp",
+    "pyllm/bench/depth.py",
+    "pyllm/engine/drafting.py",
+    "pyllm/engine/warm_up.py",
+)
+
+
+def depth(runs: list[dict[str, Any]], commit: str, *, driver: str = "", cuda: str = "") -> dict[str, Any]:
+    """The record of what ``pyllm bench depth --json`` printed, once for each drafter; a CPU has no driver."""
+    return {
+        "device": runs[0]["device"],
+        "driver": driver,
+        "cuda": cuda,
+        "cores": runs[0]["cores"],
+        "commit": commit,
+        "commands": [f"pyllm bench depth --rounds {run['rounds']} -n {run['tokens']} --error-rate {run['error_rate']:g} --json" for run in runs],
+        "sources": list(DEPTH_SOURCES),
+        "sources_sha256": digest(DEPTH_SOURCES),
+        "results": [{key: run[key] for key in ("error_rate", "results", "rows")} for run in runs],
+    }
+
+
 def attention(results: Path, commit: str) -> dict[str, Any]:
     """The record of a folder with ``sweep*.json``, ``speed.json``, ``faults.txt`` and ``log.txt``, as ``ci/gpu`` leaves it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from pyllm._ffi import Batch, Context, Drafter, Model, allow_cpu_attention, check_route_table, force_route
+from pyllm._ffi import Batch, Context, Cut, Drafter, Model, allow_cpu_attention, check_route_table, force_route
 from pyllm.config import MODEL_TYPES, NGRAM_TYPES, EngineConfig, check_batch
 from pyllm.errors import ConfigError
 from pyllm.slots import Memory
@@ -117,6 +117,8 @@ class Core:
         self.drafter: Drafter | None = self._chain(config, drafts, depths) if spec is not None else None
         if self.drafter is not None:
             self.depth = min(self.depth, self.drafter.info.n_max)
+        #: How the target's decodes are cut into micro-batches.
+        self.cut = self._cut(recurrent=recurrent)
         self.batch: Batch = self._stack.enter_context(Batch(self.context))
         #: Positions of one slot.
         self.n_ctx_slot = min(self.info.n_ctx_seq, self.info.n_ctx)
@@ -180,6 +182,13 @@ class Core:
                 n_threads=config.threads,
             )
         return drafter
+
+    def _cut(self, *, recurrent: bool) -> Cut:
+        if self.info.n_seq_max == 1:
+            return Cut.ROWS
+        if not self.info.kv_unified or (recurrent and self.info.n_rs_seq > 0):
+            return Cut.NEIGHBOURS
+        return Cut.EQUAL if recurrent else Cut.ROWS
 
     def close(self) -> None:
         """Free drafter, contexts and models, in that order."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pyllm._ffi import DepthControl, DraftRequest
+from pyllm._ffi import DepthControl, Draft, DraftRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from pyllm._ffi import Draft
     from pyllm.config import EngineConfig
     from pyllm.engine.block import Block
     from pyllm.engine.core import Core
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 #: The deepest that depth control decides about.
 MAX_DEPTH = 64
+
+#: Steps that a drafter reads after a rest before it is tried again.
+LISTEN = 32
 
 #: Steps without a new token after which a request goes on without drafts.
 PLAIN_AFTER = 8
@@ -29,12 +32,24 @@ class Drafting:
         self.core = core
         spec = config.spec
         self.samples = spec is not None and spec.verification == "rejection"
+        listen = LISTEN if core.drafter is not None and core.drafter.info.needs_rows else 0
         controlled = spec is not None and spec.depth_control and core.depth > 0
-        self.control: DepthControl | None = DepthControl(core.info.n_seq_max, min(core.depth, MAX_DEPTH)) if controlled else None
+        self.control: DepthControl | None = DepthControl(core.info.n_seq_max, min(core.depth, MAX_DEPTH), core.cut, listen) if controlled else None
         self.n_drafted = 0
         self.n_accepted = 0
         self._injected = 0
         self._generating: set[int] = set()
+        self._rehearsed: int | None = None
+        self._times: list[tuple[float, float]] = []
+
+    @contextmanager
+    def rehearsal(self, depth: int) -> Iterator[list[tuple[float, float]]]:
+        """Steps in here draft ``depth`` tokens, whatever the drafter finds, and belong to nobody: the list is of their seconds, as ``record`` has them."""
+        self._rehearsed, self._times = depth, []
+        try:
+            yield self._times
+        finally:
+            self._rehearsed = None
 
     def _limit(self, request: Request, held: int) -> int:
         """The most that a request can use: its own limit, what it may still generate, and room in its slot."""
@@ -54,7 +69,11 @@ class Drafting:
             return {}
         generating = [(request, request.slot) for request in running if request.slot is not None and request.begun and len(request.pending) == 1]
         limits = [self._limit(request, len(slot.tokens)) for request, slot in generating]
-        depths: Sequence[int] = limits if self.control is None else self._choose(self.control, [slot.seq for _, slot in generating], limits)
+        depths: Sequence[int] = limits
+        if self._rehearsed is not None:
+            depths = [min(limit, self._rehearsed) for limit in limits]
+        elif self.control is not None:
+            depths = self._choose(self.control, [slot.seq for _, slot in generating], limits)
         wishes = []
         for (request, slot), depth in zip(generating, depths, strict=True):
             if depth <= 0:
@@ -65,6 +84,8 @@ class Drafting:
         if not wishes:
             return {}
         drafts = drafter.draft(wishes)
+        if self._rehearsed is not None:
+            drafts = [Draft([*draft.tokens, *[0] * (wish.n_max - len(draft.tokens))], draft.link) for wish, draft in zip(wishes, drafts, strict=True)]
         return {wish.seq: draft for wish, draft in zip(wishes, drafts, strict=True)}
 
     def _choose(self, control: DepthControl, seqs: list[int], limits: list[int]) -> list[int]:
@@ -82,6 +103,12 @@ class Drafting:
             self._generating.discard(seq)
             self.control.end(seq)
 
+    def listen(self, blocks: Sequence[Block]) -> None:
+        """Before a decode: a drafter that is not asked for a while need not read its rows. Those of prompts it always does."""
+        if self.core.drafter is not None:
+            rests = self.control is not None and self._rehearsed is None and self.control.rests and all(block.verifies for block in blocks)
+            self.core.drafter.rest(rest=rests)
+
     def count(self, request: Request, draft: list[int], accepted: int) -> None:
         """A draft was verified."""
         if not draft:
@@ -95,10 +122,13 @@ class Drafting:
     def record(self, blocks: Sequence[Block], seconds_draft: float, seconds_decode: float) -> None:
         """Tell depth control what a step took and gave."""
         drafter = self.core.drafter
+        if self._rehearsed is not None:
+            self._times.append((seconds_draft, seconds_decode))
+            return
         if self.control is None or drafter is None:
             return
         verified = [block for block in blocks if block.verifies and block.slot.seq in self._generating]
-        injected = drafter.stats.n_injected
+        injected = drafter.n_injected
         if not verified:
             return
         self.control.record(
@@ -117,7 +147,7 @@ class Drafting:
         """Start counting anew."""
         self.n_drafted = self.n_accepted = 0
         if self.core.drafter is not None:
-            self._injected = self.core.drafter.stats.n_injected
+            self._injected = self.core.drafter.n_injected
 
     def stats(self) -> dict[str, Any]:
         """Counts since the start, per link of the chain, and what depth control knows."""

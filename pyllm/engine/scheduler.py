@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from pyllm.config import SamplingParams
+from pyllm._ffi import Cut
 from pyllm.engine.admission import Admission
 from pyllm.engine.block import Block
 from pyllm.engine.drafting import Drafting
 from pyllm.engine.line import Line, overdue
-from pyllm.engine.request import Request
 from pyllm.errors import CancelledError, ContextFullError, InternalError, PyllmError
 from pyllm.slots import SlotPool, next_mark
 
@@ -18,14 +17,12 @@ if TYPE_CHECKING:
     from pyllm._ffi import Draft
     from pyllm.config import EngineConfig
     from pyllm.engine.core import Core
+    from pyllm.engine.request import Request
     from pyllm.engine.result import FinishReason
     from pyllm.slots import Slot
 
 #: Steps without a new token after which a generation is given up. It goes on without drafts long before (``drafting.PLAIN_AFTER``).
 GIVE_UP_AFTER = 64
-
-#: Steps of the warm-up.
-WARM_TOKENS = 6
 
 
 class Scheduler:
@@ -39,7 +36,7 @@ class Scheduler:
         self.core = core
         self.config = config
         self.memory = core.memory
-        self.pool = SlotPool(core.info.n_seq_max)
+        self.pool = SlotPool(core.info.n_seq_max, neighbours=core.cut is Cut.NEIGHBOURS)
         self.admission = Admission(core, self.pool, config)
         self.drafting = Drafting(core, config)
         self.waiting = Line()
@@ -86,25 +83,6 @@ class Scheduler:
             self._verify(blocks)
             self.drafting.record(blocks, drafted - started, time.perf_counter() - drafted)
             return
-
-    def warm_up(self) -> None:
-        """Take a few steps with full drafts in slot 0, whose times teach nothing: a GPU loads its kernels at their first use."""
-        core = self.core
-        if self.drafting.control is None:
-            return
-        control, self.drafting.control = self.drafting.control, None
-        token = core.model.vocab.bos if core.model.vocab.bos is not None else 0
-        length = min(WARM_TOKENS * (1 + core.depth), core.n_ctx_slot - 4)
-        params = SamplingParams(max_tokens=max(1, length), temperature=0, ignore_eos=True, cache_prompt=False)
-        request = Request([token, token], params, "")
-        self.add(request)
-        while self.busy:
-            self.step()
-        self.memory.clear(self.pool.slots[0])
-        self.pool.slots[0].last_used = 0
-        self.drafting.control = control
-        self.drafting.forget_counts()
-        self.n_steps = self.n_prompt_tokens = self.n_generated_tokens = 0
 
     # Admission and release
 
@@ -220,6 +198,7 @@ class Scheduler:
             if len(block.tokens) > 1:
                 core.batch.add(seq, block.begin, block.tokens[:-1])
             block.index = core.batch.add(seq, block.end - 1, [block.tokens[-1], *block.draft], "all")
+        self.drafting.listen(blocks)
         core.context.decode(core.batch)
         self.n_steps += 1
         if core.drafter is not None:

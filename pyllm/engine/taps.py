@@ -43,6 +43,8 @@ def hidden_states(scheduler: Scheduler, tokens: list[int], layers: Sequence[int]
     slot = scheduler.pool.acquire([])
     if slot is None:
         raise LimitError(f"all {len(scheduler.pool.slots)} slots run requests", "wait for one, or use more slots")
+    if scheduler.core.drafter is not None:
+        scheduler.core.drafter.rest(rest=False)
     drafter_reads_nextn = context.has_tap()
     opened = []
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyllm.engine.core import Core
 from pyllm.engine.scheduler import Scheduler
+from pyllm.engine.warm_up import warm_up
 from pyllm.errors import ClosedError, InternalError, PyllmError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Worker:
             return
         self._scheduler = Scheduler(core, self._config)
         try:
-            self._scheduler.warm_up()
+            warm_up(self._scheduler)
         except BaseException as failure:  # noqa: BLE001 - it belongs to whoever waits for the core
             core.close()
             self._opened.set_exception(failure)

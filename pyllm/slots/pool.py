@@ -18,17 +18,22 @@ MIN_LOST = 32
 
 
 class SlotPool:
-    """Slots 0 to ``count - 1``, one for each sequence."""
+    """Slots 0 to ``count - 1``, one for each sequence.
 
-    def __init__(self, count: int) -> None:
+    With ``neighbours`` a decode of slots that do not follow each other is cut into parts, each as long as a whole one on a GPU: a prompt that nobody has
+    begun goes beside the running ones, and what is cached there goes to the store.
+    """
+
+    def __init__(self, count: int, *, neighbours: bool = False) -> None:
         self.slots = [Slot(seq) for seq in range(count)]
+        self._neighbours = neighbours
         self._clock = 0
 
     def acquire(self, prompt: Sequence[int], seq: int | None = None) -> Slot | None:
         """An idle slot for ``prompt``, held from now on; None when all are held, or ``seq``, if one is asked for, is.
 
-        The slot whose conversation the prompt continues; else an empty one; else, of the one that shares most and the least recently used, the one
-        that loses fewer tokens.
+        The slot whose conversation the prompt continues; else an empty one (with ``neighbours``, one beside those that run); else, of the one that
+        shares most and the least recently used, the one that loses fewer tokens.
         """
         idle = [slot for slot in self.slots if not slot.held and seq in {None, slot.seq}]
         if not idle:
@@ -36,12 +41,19 @@ class SlotPool:
         shared = {slot.seq: common_prefix(slot.tokens, prompt) for slot in idle}
         best = max(idle, key=lambda slot: (shared[slot.seq], -slot.last_used))
         if not 0 < shared[best.seq] == len(best.tokens):
-            oldest = min(idle, key=lambda slot: (bool(slot.tokens), slot.last_used))
+            oldest = min(idle, key=lambda slot: (self._gaps(slot), bool(slot.tokens), slot.last_used))
             lost = len(best.tokens) - shared[best.seq]
             if shared[best.seq] <= MIN_SHARED * len(prompt) or (lost > MIN_LOST and lost > len(oldest.tokens)):
                 best = oldest
         self.hold(best)
         return best
+
+    def _gaps(self, slot: Slot) -> int:
+        """Runs of held slots, with this one."""
+        if not self._neighbours:
+            return 0
+        held = [other.held or other is slot for other in self.slots]
+        return sum(here and not before for before, here in zip([False, *held], held, strict=False))
 
     def hold(self, slot: Slot) -> None:
         """Hold this slot."""

@@ -342,3 +342,14 @@ def test_a_batch_of_micro_batches_keeps_the_window() -> None:
                     if stay < count:
                         context.remove(seq, pos + stay)
     assert max(float(np.abs(left - right).max()) for left, right in zip(got, expected, strict=True)) < 0.02
+
+
+def test_shapes_that_take_turns(make_context: Callable[..., Context]) -> None:
+    """Patch 0042: each shape has a graph of its own, and they do not disturb each other."""
+    alone = {count: decode(make_context(n_seq_max=2), 0, 0, prompt_tokens(0, count)) for count in range(1, 40)}
+    context = make_context(n_seq_max=2)
+    for count in (*range(1, 40), 3, 7, 3, 39, 1, 1, 7):
+        assert np.allclose(decode(context, 0, 0, prompt_tokens(0, count)), alone[count], atol=1e-3)
+        decode(context, 1, 0, prompt_tokens(1, 2))
+        context.remove(0)
+        context.remove(1)

@@ -62,6 +62,50 @@ def test_without_drafts_nothing_is_injected(kind: str) -> None:
     assert rounds.drafter.stats.n_injected <= len(rounds.tokens[0])
 
 
+@pytest.mark.parametrize("kind", ["single", "chained", "dflash"])
+def test_a_long_rest_leaves_the_newest_rows(kind: str) -> None:
+    """Hundreds of plain steps cost a drafter nothing, and its next draft at most 64 rows; drafts are right again at once."""
+    rounds = make(kind, n_seq=2)
+    rounds.prompt(0, prompt_tokens(0, 90))
+    rounds.check(0)
+    before = rounds.drafter.stats
+    for _ in range(150):
+        rounds.step(0, depth=0)
+    assert rounds.drafter.stats.n_decodes == before.n_decodes
+    rounds.check(0, steps=1)
+    assert 32 <= rounds.drafter.stats.n_injected - before.n_injected <= 64
+    rounds.check(0, steps=3)
+
+
+@pytest.mark.parametrize("kind", ["single", "dflash"])
+def test_a_drafter_that_rests_reads_nothing(kind: str) -> None:
+    """Patch 0043. What was decoded meanwhile is a gap, and drafts are right again with the rows that follow."""
+    rounds = make(kind, n_seq=2)
+    for seq in range(2):
+        rounds.prompt(seq, prompt_tokens(seq, 40))
+    rounds.check(0, 1)
+    before = rounds.drafter.stats
+    rounds.drafter.rest(rest=True)
+    for _ in range(20):
+        rounds.step(0, 1, depth=0)
+    rounds.drafter.rest(rest=False)
+    for _ in range(12):
+        rounds.step(0, 1, depth=0)
+    rounds.check(0, 1, steps=1)
+    after = rounds.drafter.stats
+    assert 24 <= after.n_injected - before.n_injected <= 30
+    assert after.n_failures == before.n_failures
+
+
+def test_what_a_draft_model_reads_stays() -> None:
+    rounds = make("model")
+    rounds.prompt(0, prompt_tokens(0, 90))
+    for _ in range(150):
+        rounds.step(0, depth=0)
+    rounds.check(0, steps=1)
+    assert rounds.drafter.stats.n_injected >= 240
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_full_stash_is_injected(kind: str) -> None:
     target, link = KINDS[kind]

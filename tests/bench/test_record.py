@@ -36,6 +36,14 @@ def test_the_attention_record_found_nothing():
             assert shape["ours_us"] <= 1.03 * max(shape["upstream_us"], shape["upstream_again_us"]), shape
 
 
+def test_a_record_of_depths_says_how_it_was_made():
+    run = {"device": "CPU: a", "cores": "2", "rounds": 3, "tokens": 96, "error_rate": 0.0, "results": [], "rows": []}
+    made = record.depth([run, run | {"error_rate": 1.0}], "abc")
+    assert made["commands"][1] == "pyllm bench depth --rounds 3 -n 96 --error-rate 1 --json"
+    assert made["sources_sha256"] == record.digest(record.DEPTH_SOURCES)
+    assert (made["commit"], made["driver"]) == ("abc", "")
+
+
 def test_a_change_shows(tmp_path, monkeypatch):
     (tmp_path / "native").mkdir()
     (tmp_path / "native/a.cu").write_text("one")

@@ -163,3 +163,28 @@ def test_integrity_sees_what_is_wrong() -> None:
     pool.slots[0].marks = [mark(5)]
     with pytest.raises(InternalError, match="books checkpoints at"):
         pool.check_integrity(lambda seq: (0, 2) if seq == 0 else (-1, -1))
+
+
+def test_a_new_conversation_goes_beside_those_that_run() -> None:
+    """Where each sequence has a cache of its own, a gap between running slots costs another pass over the weights."""
+    pool = SlotPool(6, neighbours=True)
+    for slot in pool.slots:
+        slot.tokens = [10 + slot.seq]
+        slot.last_used = 6 - slot.seq
+    first = pool.acquire([1])
+    assert first is not None
+    assert first.seq == 5  # alone, the least recently used one
+    others = [pool.acquire([place]) for place in (2, 3)]
+    assert [slot.seq for slot in others if slot is not None] == [4, 3]
+    own = pool.acquire([10, 7])
+    assert own is not None
+    assert own.seq == 0  # a conversation goes on where it is
+
+
+def test_without_caches_of_their_own_the_least_recently_used_goes() -> None:
+    pool = SlotPool(4)
+    for slot in pool.slots:
+        slot.tokens = [10 + slot.seq]
+    for slot, used in zip(pool.slots, (1, 4, 2, 3), strict=True):
+        slot.last_used = used
+    assert [slot.seq for slot in (pool.acquire([place]) for place in (1, 2, 3, 4)) if slot is not None] == [0, 2, 3, 1]

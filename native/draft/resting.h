@@ -1,0 +1,12 @@
+// A sequence that generates on and on without a draft.
+#pragma once
+
+#include <cstdint>
+
+namespace pyllm::draft {
+
+// After twice as many plain steps it rests. From then on only its newest rows are kept, this many to twice as many: to inject them all would cost as much as
+// drafting does, and a draft that is tried from time to time says with these, nearly, what one with all of them would.
+constexpr int32_t RESTING_ROWS = 32;
+
+} // namespace pyllm::draft
