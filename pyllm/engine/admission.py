@@ -56,6 +56,8 @@ class Admission:
         Raises:
             PyllmError: a sampler that cannot be made, or a suspended generation that cannot go on.
         """
+        if self.core.drafter is not None:
+            self.core.drafter.limit(slot.seq, request.params.draft_p_min)
         if request.resumed is not None:
             self._resume(request, slot, request.resumed)
             return

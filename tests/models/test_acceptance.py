@@ -40,7 +40,13 @@ def predicted(results, n_tokens, depth, error_rate, kind, *, replays=False):
 @pytest.mark.parametrize("error_rate", [[0.1, 0.5, 0.9, 0.0, 0.3, 1.0, 0.2], [0.0, 0.5], [0.0, 0.0, 1.0]])
 @pytest.mark.parametrize(
     ("target", "draft", "kind", "depth"),
-    [("llama", "llama-dflash", "dflash", 7), ("gemma4", "gemma4-dflash", "dflash", 4), ("step35", None, "chained", 3)],
+    [
+        ("llama", "llama-dflash", "dflash", 7),
+        ("llama", "llama-dflash2", "dflash", 7),
+        ("qwen35", "qwen35-dflash2", "dflash", 3),
+        ("gemma4", "gemma4-dflash", "dflash", 4),
+        ("step35", None, "chained", 3),
+    ],
 )
 def test_each_place_of_a_draft_errs_as_predicted(target, draft, kind, depth, error_rate):
     error_rate = error_rate[:3] if kind == "chained" else error_rate
@@ -82,6 +88,7 @@ def test_a_hybrid_without_rollback(slots):
 NAN_PAIRS = [
     ("llama", "llama-dflash", "dflash"),
     ("llama", "llama-dflash-swa", "dflash"),
+    ("llama", "llama-dflash2", "dflash"),
     ("llama", "llama-draft", "draft"),
     ("gemma4", "gemma4-assistant", "mtp"),
     ("qwen35", None, "mtp"),
