@@ -239,8 +239,9 @@ class SamplingParams(Settings):
     """One request. ``temperature`` 0 is greedy; ``seed`` None is random.
 
     ``speculate`` False decodes it without drafts; ``draft_depth`` is the most it drafts, 0 as well as False; its drafts end before a token that the
-    drafter gives less than ``draft_p_min``, None for what ``spec`` says. ``grammar`` is GBNF, ``json_schema`` a schema as a dict or text. ``logprobs`` N gives, for each token, its log-probability and those of the N best, before sampling. ``timeout``
-    counts seconds from submission; the request then ends with what it has. A higher ``priority`` is admitted first. ``slot`` asks for one slot.
+    drafter gives less than ``draft_p_min``, None for what ``spec`` says. ``grammar`` is GBNF, ``json_schema`` a schema as a dict or text. ``logprobs``
+    N gives, for each token, its log-probability and those of the N best, before sampling. ``timeout`` counts seconds from submission; the request
+    then ends with what it has. A higher ``priority`` is admitted first. ``slot`` asks for one slot.
     ``keep`` tokens of the prompt stay when the context is shifted. ``turns`` are positions in the prompt where a turn of the conversation begins:
     checkpoints are taken there.
     """

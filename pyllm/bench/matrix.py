@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from pyllm.bench.decode import machine
 from pyllm.errors import ConfigError
@@ -40,7 +40,7 @@ def summary(files: Iterable[Path]) -> dict[str, Any]:
     seen = set()
     for file in files:
         # The file is pytest's own, of this machine.
-        for test in ElementTree.parse(file).iter("testcase"):  # noqa: S314
+        for test in ET.parse(file).iter("testcase"):  # noqa: S314
             name = test.get("name", "")
             if name in seen:
                 raise ConfigError(f"`{name}` is in {file} and in another file", "give the files of one run")

@@ -144,19 +144,23 @@ class Admission:
 
     def _resume(self, request: Request, slot: Slot, checkpoint: Checkpoint) -> None:
         self.demote(slot, 0)
-        self._load(slot, checkpoint)
+        self.load(slot, checkpoint)
         request.sampler = self._sampler(request)
         request.sampler.set_state(checkpoint.sampler)
         request.cached_tokens = len(slot.tokens)
 
-    def _load(self, slot: Slot, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint; cached conversations make room in a shared cache, the least recently used first."""
+    def load(self, slot: Slot, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint; cached conversations make room in a shared cache, the least recently used first.
+
+        Raises:
+            StateError: it does not fit; the slot is empty then.
+        """
         while True:
             try:
                 self.memory.load(slot, checkpoint.state, checkpoint.tokens, checkpoint.marks, checkpoint.exact)
             except StateError:  # noqa: PERF203 - the way it says that there is no room
                 oldest = self.pool.oldest()
-                if oldest is None:
+                if oldest is None or not self.memory.unified:
                     raise
                 self.demote(oldest, 0)
                 self.memory.clear(oldest)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pyllm.bench import matrix
 from pyllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 XML = """<testsuites><testsuite>
 <testcase name="test_everything[(('llama', 'dflash', 'llama-dflash'), 1, 'f16', False, True, 'cold')]" time="1.2"><properties>

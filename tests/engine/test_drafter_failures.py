@@ -31,7 +31,7 @@ PROMPTS = [prompt_tokens(salt, 20 + 9 * salt) for salt in range(3)]
 
 def engine(target: str, draft: str | None, kind: str) -> pyllm.LLM:
     spec = {"types": kind, "n_max": 3, "depth_control": False}
-    return pyllm.LLM(models.make(target, **FAMILY), draft=models.make(draft, **FAMILY) if draft else None, spec=spec, slots=3, ctx=3 * 512)
+    return pyllm.LLM(models.make(target, **FAMILY), draft=models.make(draft, **FAMILY) if draft else None, spec=spec, slots=3, ctx=3 * 512, threads=1)
 
 
 def all_right(results: list[pyllm.Completion]) -> bool:
