@@ -111,7 +111,7 @@ class Admission:
         if isinstance(giver, Checkpoint):
             self.store.touch(giver)
             try:
-                self.memory.load(slot, giver.state, giver.tokens, giver.marks, giver.exact)
+                self.load(slot, giver)
             except PyllmError:
                 return  # no room for it: the prompt is computed
             self.memory.cut(slot, best)

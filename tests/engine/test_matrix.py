@@ -71,6 +71,11 @@ def alone(case: Case) -> bool:
     return case[1] > 1 and case[3] and case[4]
 
 
+def groups(case: Case, tokens: list[list[int]]) -> list[list[list[int]]]:
+    """Prompts that are asked at once."""
+    return [[prompt] for prompt in tokens] if alone(case) else [tokens]
+
+
 def settings(case: Case) -> dict[str, Any]:
     """The engine of a case. With ``shift`` the answers run past the end of their slots."""
     _, slots, kv_type, unified, shift, _ = case
@@ -114,8 +119,7 @@ class Answers:
     def generate(self, llm: pyllm.LLM, tokens: list[list[int]], length: int) -> list[pyllm.Completion]:
         """Answers to prompts of one moment, each checked against the plain run."""
         (target, *_), _, kv_type, _, shift, _ = self.case
-        groups = [[prompt] for prompt in tokens] if alone(self.case) else [tokens]
-        results = [result for group in groups for result in llm.generate(group, max_tokens=length, temperature=0, ignore_eos=True, keep=4)]
+        results = [result for group in groups(self.case, tokens) for result in llm.generate(group, max_tokens=length, temperature=0, ignore_eos=True, keep=4)]
         for prompt, result in zip(tokens, results, strict=True):
             self.near_ties += not assert_same(plain(target, kv_type, shift, tuple(prompt), length), result.tokens, TOLERANCES[kv_type])
             self.count += 1
@@ -179,7 +183,8 @@ def play_successor(case: Case, folder: Path) -> pyllm.Completion:
         if case[5] == "restart":
             llm.close()
             llm = drafting(case, family)
-        llm.generate(prompts(case), max_tokens=LENGTH, temperature=0, ignore_eos=True)
+        for group in groups(case, prompts(case)):
+            llm.generate(group, max_tokens=LENGTH, temperature=0, ignore_eos=True)
         for info in llm.slots():
             llm.erase(info.seq)
         llm.restore(file)

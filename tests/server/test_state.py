@@ -142,7 +142,7 @@ def test_drafts_that_cannot_be(drafting_server, fields, says):
 
 def test_p_min_of_a_request():
     """How sure a random drafter is differs from token to token: with a limit it drafts less."""
-    flags = ["-md", models.make("llama-dflash"), "--spec-type", "draft-dflash", "--spec-draft-n-max", 4, "-np", 1, "-c", 512, "-b", 256]
+    flags = ["-md", models.make("llama-dflash"), "--spec-type", "draft-dflash", "--spec-draft-n-max", 4, "-np", 1, "-c", 512, "-t", 1, "-tb", 1]
     with start("-m", models.make("llama"), *flags) as server:
         answers = [complete(server, prompt_tokens(3, 24), 60, **{"speculative.p_min": limit}).json() for limit in (0.0, 0.5, 1.0)]
         usual = complete(server, prompt_tokens(3, 24), 60).json()
