@@ -43,7 +43,6 @@ def predicted(results, n_tokens, depth, error_rate, kind, *, replays=False):
     [
         ("llama", "llama-dflash", "dflash", 7),
         ("llama", "llama-dflash2", "dflash", 7),
-        ("qwen35", "qwen35-dflash2", "dflash", 3),
         ("gemma4", "gemma4-dflash", "dflash", 4),
         ("step35", None, "chained", 3),
     ],
@@ -60,6 +59,14 @@ def test_acceptance_beyond_a_drafters_window(error_rate):
     draft = models.make("llama-dflash-swa", family="successor", error_rate=error_rate)
     results = generate(models.make("llama", family="successor"), draft, "dflash", depth=5, n_tokens=200)
     assert counts(results) == predicted(results, 200, 5, error_rate, "dflash")
+
+
+@pytest.mark.parametrize("target", ["llama", "qwen35"])
+@pytest.mark.parametrize("error_rate", [0.0, 0.25, 1.0])
+def test_a_selector_drafts_as_predicted(target, error_rate):
+    draft = models.make(f"{target}-dflash2", family="successor", error_rate=error_rate)
+    results = generate(models.make(target, family="successor"), draft, "dflash", depth=5, n_tokens=80)
+    assert counts(results) == predicted(results, 80, 5, error_rate, "dflash")
 
 
 @pytest.mark.parametrize("target", ["llama", "falcon-h1"])
