@@ -238,9 +238,10 @@ def check_batch(*, batch: int, slots: int, depth: int) -> None:
 class SamplingParams(Settings):
     """One request. ``temperature`` 0 is greedy; ``seed`` None is random.
 
-    ``speculate`` False decodes it without drafts; ``draft_depth`` is the most it drafts, 0 as well as False. ``grammar`` is GBNF, ``json_schema`` a
-    schema as a dict or text. ``logprobs`` N gives, for each token, its log-probability and those of the N best, before sampling. ``timeout``
-    counts seconds from submission; the request then ends with what it has. A higher ``priority`` is admitted first. ``slot`` asks for one slot.
+    ``speculate`` False decodes it without drafts; ``draft_depth`` is the most it drafts, 0 as well as False; its drafts end before a token that the
+    drafter gives less than ``draft_p_min``, None for what ``spec`` says. ``grammar`` is GBNF, ``json_schema`` a schema as a dict or text. ``logprobs``
+    N gives, for each token, its log-probability and those of the N best, before sampling. ``timeout`` counts seconds from submission; the request
+    then ends with what it has. A higher ``priority`` is admitted first. ``slot`` asks for one slot.
     ``keep`` tokens of the prompt stay when the context is shifted. ``turns`` are positions in the prompt where a turn of the conversation begins:
     checkpoints are taken there.
     """
@@ -262,6 +263,7 @@ class SamplingParams(Settings):
     logprobs: Annotated[int, Field(ge=0, le=128)] | None = None
     speculate: bool = True
     draft_depth: Annotated[int, Field(ge=0, le=4096)] | None = None
+    draft_p_min: Annotated[float, Field(ge=0, le=1)] | None = None
     cache_prompt: bool = True
     keep: Annotated[int, Field(ge=0, le=2**30)] = 0
     turns: tuple[int, ...] = ()

@@ -6,6 +6,7 @@
 #include "core/model.h"
 #include "draft/context_size.h"
 #include "draft/layer_input.h"
+#include "draft/tentative.h"
 
 #include "llama-ext.h"
 
@@ -160,6 +161,7 @@ pyllm_status pyllm_context_create(pyllm_model * model, const pyllm_context_param
         log_errors_clear();
         {
             const abort_is_exception caught;
+            const tentative_tokens tentative(tentative_tokens::of(params->n_outputs_max, 0, params->n_seq_max));
             state->ctx = llama_init_from_model(model->model.get(), cparams);
         }
         if (state->ctx == nullptr) {

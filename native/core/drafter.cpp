@@ -56,6 +56,7 @@ void check_request(const pyllm_drafter & drafter, const pyllm_draft_request & re
     require(request.n_max >= 0 && (request.n_max == 0 || request.tokens != nullptr), PYLLM_INVALID_ARGUMENT, format("n_max %d is negative, or tokens is NULL", request.n_max));
     require(std::isfinite(request.temperature), PYLLM_INVALID_ARGUMENT, format("temperature %g is not a number", (double) request.temperature));
     require((request.q_ids == nullptr) == (request.q_probs == nullptr), PYLLM_INVALID_ARGUMENT, "one of q_ids and q_probs is NULL and the other is not");
+    require(request.p_min <= 1.0f, PYLLM_INVALID_ARGUMENT, format("p_min %g is over 1, or not a number", (double) request.p_min));
     require(request.pos < INT32_MAX - request.n_max - 1, PYLLM_INVALID_ARGUMENT, format("position %d + n_max %d is over 2^31", request.pos, request.n_max));
 }
 
@@ -229,7 +230,7 @@ pyllm_status pyllm_drafter_draft(pyllm_drafter * drafter, pyllm_draft_request * 
         for (size_t link = 0; link < drafter->links.size() && !open.empty(); ++link) {
             drafter->requests.clear();
             for (const pyllm_draft_request * r : open) {
-                drafter->requests.push_back({ r->seq, r->last, r->pos, r->n_max, r->temperature, r->seed, r->tokens, r->q_ids, r->q_probs, 0 });
+                drafter->requests.push_back({ r->seq, r->last, r->pos, r->n_max, r->temperature, r->p_min, r->seed, r->tokens, r->q_ids, r->q_probs, 0 });
             }
             drafter->links[link]->draft(drafter->requests, drafter->history);
             std::vector<pyllm_draft_request *> left;
@@ -393,6 +394,16 @@ pyllm_status pyllm_drafter_state_set(pyllm_drafter * drafter, int32_t seq, int32
         }
         drafter->n_last[(size_t) seq] = 0;
         drafter->drafted_by[(size_t) seq] = -1;
+    });
+}
+
+pyllm_status pyllm_drafter_fail(pyllm_drafter * drafter, int32_t n) {
+    return guard([&] {
+        not_null(drafter, "drafter");
+        require(n >= 0, PYLLM_INVALID_ARGUMENT, format("n %d is negative", n));
+        for (const auto & link : drafter->links) {
+            link->fail_next(n);
+        }
     });
 }
 

@@ -27,7 +27,7 @@ constexpr double  max_bound   = 1e15;    // upstream writes out 16 digits
 
 const char * const drop_hint = "leave the keyword out and check the answer yourself";
 
-[[noreturn]] void refuse(const std::string & path, const std::string & why, const std::string & hint = "") { refuse_schema(path, why, hint); }
+[[noreturn]] void refuse(const std::string & path, const std::string & why, const std::string & hint = "change the schema there") { refuse_schema(path, why, hint); }
 
 void check_text(const std::string & text) {
     require(text.size() <= max_text, PYLLM_INVALID_ARGUMENT, format("the JSON schema has %zu bytes, the limit is %zu", text.size(), max_text), "shorten it");

@@ -4,6 +4,7 @@
 #include "core/library.h"
 #include "draft/context_size.h"
 #include "draft/target_match.h"
+#include "draft/tentative.h"
 
 #include "llama-ext.h"
 #include "speculative.h"
@@ -80,6 +81,7 @@ llama_context_ptr create_context(llama_model * model, const context_state & targ
     cparams.n_batch = std::max(cparams.n_batch, cparams.n_seq_max * ((uint32_t) std::max(1, llama_model_n_layer_nextn(model)) + 1));
     log_errors_clear();
     const abort_is_exception caught;
+    const tentative_tokens tentative((uint32_t) n_max); // what is drafted is taken out again
     llama_context_ptr ctx(llama_init_from_model(model, cparams));
     require(ctx != nullptr, PYLLM_UNSUPPORTED, "the draft context could not be created: " + log_errors(), "use a smaller context or fewer slots, or run without this drafter");
     return ctx;
@@ -200,6 +202,7 @@ public:
     }
 
     std::string why(int32_t seq) const override { return driver_->why(seq); }
+    void fail_next(int32_t n) override { driver_->fail_next(n); }
 
 private:
     std::shared_ptr<context_state>      target_;

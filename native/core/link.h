@@ -39,6 +39,7 @@ public:
     virtual void get_state(int32_t, bool, uint8_t *, size_t) {}
     virtual void set_state(int32_t, bool, const uint8_t *, size_t) {}
     virtual std::string why(int32_t) const { return ""; }
+    virtual void fail_next(int32_t) {}
 
 protected:
     int32_t n_max_ = 0;

@@ -120,7 +120,7 @@ struct common_speculative_impl_driven : public common_speculative_impl {
             if (dp.drafting) {
                 const int32_t n = dp.n_max > 0 ? std::min(dp.n_max, n_max) : n_max;
                 dp.result->resize((size_t) n);
-                requests.push_back({ seq, dp.id_last, dp.pos0, n, 0.0f, 0, dp.result->data(), nullptr, nullptr, 0 });
+                requests.push_back({ seq, dp.id_last, dp.pos0, n, 0.0f, dp.p_min, 0, dp.result->data(), nullptr, nullptr, 0 });
             }
         }
         driver->draft(requests);

@@ -106,13 +106,15 @@ bool block::draft_group(const std::vector<request *> & group) {
             left.push_back(r);
         }
     }
-    // A block stays whole. Where every sequence has cells of its own, a decode is cut after the shortest one: equal lengths go together.
-    std::stable_sort(left.begin(), left.end(), [&](const request * a, const request * b) { return !cells_.unified() && length(*a) < length(*b); });
+    // A block stays whole. Where every sequence has cells of its own, a decode is cut after the shortest one; and the graph of DFlash2 cuts its rows into
+    // as many equal blocks as there are sequences. Equal lengths go together then.
+    const bool equal = !cells_.unified() || selector_top_k_ > 0;
+    std::stable_sort(left.begin(), left.end(), [&](const request * a, const request * b) { return equal && length(*a) < length(*b); });
     while (!left.empty()) {
         std::vector<request *> together;
         int32_t n_rows = 0;
         for (request * r : left) {
-            if (n_rows + length(*r) > inject_limit() || (!cells_.unified() && length(*r) != length(*left[0]))) {
+            if (n_rows + length(*r) > inject_limit() || (equal && length(*r) != length(*left[0]))) {
                 break;
             }
             n_rows += length(*r);

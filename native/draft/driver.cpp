@@ -276,6 +276,11 @@ void driver::inject_or_fail(const std::vector<part> & parts) {
 
 bool driver::decode(common_batch & batch) {
     const route::DraftPhase phase;
+    if (n_failing_ > 0) {
+        n_failing_ -= 1;
+        error_ = "a decode of the draft context was made to fail";
+        return false;
+    }
     int32_t ret = 0;
     int32_t attempt = 0;
     do {
@@ -392,7 +397,7 @@ bool driver::take(request & r, int32_t index) {
 }
 
 bool driver::take(request & r, const candidates & found, float certainty, int32_t & chosen) {
-    if (certainty < settings_.p_min) {
+    if (certainty < (r.p_min < 0.0f ? settings_.p_min : r.p_min)) {
         return false;
     }
     const size_t place = (size_t) r.n_tokens * PYLLM_DRAFT_CANDIDATES;

@@ -26,6 +26,7 @@ struct request {
     llama_pos    pos;
     int32_t      n_max;
     float        temperature; // <= 0: the most likely tokens
+    float        p_min;       // below 0: as configured
     uint64_t     seed;
     int32_t *    tokens;      // out, room for n_max
     int32_t *    q_ids;       // out, n_max x PYLLM_DRAFT_CANDIDATES, or NULL: what the tokens were drawn from
@@ -89,6 +90,9 @@ public:
     std::string get_state(llama_seq_id seq, bool partial, uint8_t * data, size_t size);
     // Returns why the bytes are refused, "" if they are not; the sequence is empty then.
     std::string set_state(llama_seq_id seq, bool partial, const uint8_t * data, size_t size);
+
+    // The next n decodes of the draft context fail: for tests.
+    void fail_next(int32_t n) { n_failing_ = n; }
 
     // Reason of the sequence's last failure, "" if there was none since it was empty.
     const std::string & why(llama_seq_id seq) const { return sequences_[(size_t) seq].why; }
@@ -162,6 +166,7 @@ private:
     std::vector<sequence> sequences_;
     std::vector<float>    before_;
     bool                  pairs_;
+    int32_t               n_failing_ = 0;
 };
 
 // Throws std::runtime_error where the models or sizes do not allow it.

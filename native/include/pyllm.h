@@ -154,7 +154,7 @@ typedef struct pyllm_context_params {
     uint32_t n_ubatch;       /* tokens in one graph */
     uint32_t n_seq_max;
     uint32_t n_rs_seq;       /* recurrent-state snapshots per sequence: how many tokens can be rolled back */
-    uint32_t n_outputs_max;  /* rows of logits in one decode; 0: n_batch */
+    uint32_t n_outputs_max;  /* rows of logits in one decode; 0: n_batch, and no tokens are taken out of a sliding window after it */
     int32_t  n_threads;      /* 0: pyllm_default_threads() */
     int32_t  n_threads_batch;
     int32_t  type_k;         /* ggml types, see pyllm_kv_type_from_name */
@@ -405,7 +405,7 @@ typedef struct pyllm_draft_request {
     int32_t * q_ids;          /* out, n_max x PYLLM_DRAFT_CANDIDATES: what each token was drawn from; or NULL */
     float *   q_probs;
     int32_t  link;            /* out: which one drafted, -1: none */
-    int32_t  reserved;
+    float    p_min;           /* in [0, 1]: the draft ends before a token that is less certain; below 0: as the link was made */
 } pyllm_draft_request;
 
 PYLLM_API pyllm_drafter_params pyllm_drafter_params_default(void);
@@ -442,6 +442,8 @@ PYLLM_API pyllm_status pyllm_drafter_copy(pyllm_drafter * drafter, int32_t from,
 PYLLM_API pyllm_status pyllm_drafter_state_size(pyllm_drafter * drafter, int32_t seq, int32_t flags, size_t * size);
 PYLLM_API pyllm_status pyllm_drafter_state_get(pyllm_drafter * drafter, int32_t seq, int32_t flags, uint8_t * data, size_t capacity, size_t * size);
 PYLLM_API pyllm_status pyllm_drafter_state_set(pyllm_drafter * drafter, int32_t seq, int32_t flags, const uint8_t * data, size_t size);
+/* For tests of what then happens: the next n decodes of draft contexts fail. */
+PYLLM_API pyllm_status pyllm_drafter_fail(pyllm_drafter * drafter, int32_t n);
 /* Reason of the last failure of a sequence, by link; empty if there was none since it was emptied. */
 PYLLM_API pyllm_status pyllm_drafter_why(const pyllm_drafter * drafter, int32_t seq, char * text, size_t capacity, size_t * length);
 

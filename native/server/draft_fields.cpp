@@ -35,8 +35,12 @@ void add_draft_fields(std::vector<std::unique_ptr<server_schema::field>> & field
     add("speculative.n_min", "Drafts with fewer tokens are not used", [&params, n_max](field_eval_context &, const json & data) {
         params.draft_limits.n_min = tokens(data.at("speculative.n_min"), params.draft_limits.within(n_max), "a draft has at most that many");
     });
-    add("speculative.p_min", "Not per request", [](field_eval_context &, const json &) {
-        throw std::invalid_argument("the probability below which drafting stops holds for all requests: start the server with --spec-draft-p-min");
+    add("speculative.p_min", "A draft ends before a token that its drafter gives less", [&params](field_eval_context &, const json & data) {
+        const json & value = data.at("speculative.p_min");
+        if (!value.is_number() || !(value.get<double>() >= 0.0 && value.get<double>() <= 1.0)) {
+            throw std::invalid_argument(value.dump() + " is not a probability in [0, 1]");
+        }
+        params.draft_limits.p_min = value.get<float>();
     });
     // a client may send back the settings of an answer, so the server's own value passes
     add("speculative.types", "Not per request", [types = common_speculative_type_name_str(params_base.speculative.types)](field_eval_context &, const json & data) {

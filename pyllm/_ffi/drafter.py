@@ -111,6 +111,7 @@ class Drafter(Handle):
         super().__init__(out[0])
         self._n_seq = self.info.n_seq
         self._n_max = self._n_links = 0
+        self._p_min = [-1.0] * self._n_seq
         self._link = ffi.new("pyllm_drafter_link_info *")
         self._requests = ffi.new("pyllm_draft_request[]", self._n_seq)
         self._tokens: list[Any] = []
@@ -213,6 +214,10 @@ class Drafter(Handle):
         """A sequence starts to generate; ``tokens`` are those that its target memory holds. A drafter that had failed for it tries again."""
         check(lib.pyllm_drafter_begin(self._pointer, seq, ffi.new("int32_t[]", list(tokens)), len(tokens)))
 
+    def limit(self, seq: int, p_min: float | None) -> None:
+        """From now on a sequence's drafts end before a token that is less certain than ``p_min``; None: as each link was made."""
+        self._p_min[seq] = -1.0 if p_min is None else p_min
+
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         """Draft for all requests in one go. A failing drafter gives an empty draft, counts it in ``stats``, and :meth:`why` tells the reason."""
         count = len(requests)
@@ -225,6 +230,7 @@ class Drafter(Handle):
             row.temperature = request.temperature
             row.seed = request.seed & 0xFFFFFFFFFFFFFFFF
             known = 0 <= seq < len(self._tokens)
+            row.p_min = self._p_min[seq] if known else -1.0
             row.tokens = self._tokens[seq] if known else ffi.NULL
             row.q_ids, row.q_probs = self._q[seq] if known and request.temperature > 0 else (ffi.NULL, ffi.NULL)
         check(lib.pyllm_drafter_draft(self._pointer, rows, count))
@@ -274,6 +280,10 @@ class Drafter(Handle):
         """
         flags = lib.PYLLM_STATE_PARTIAL if partial else lib.PYLLM_STATE_WHOLE
         check(lib.pyllm_drafter_state_set(self._pointer, seq, flags, ffi.from_buffer("uint8_t[]", data), len(data)))
+
+    def fail(self, n: int) -> None:
+        """Let the next ``n`` decodes of draft contexts fail, to test what then happens."""
+        check(lib.pyllm_drafter_fail(self._pointer, n))
 
     def why(self, seq: int) -> str:
         """Reason of the last failure of a sequence, by link; empty if there was none since it was emptied."""

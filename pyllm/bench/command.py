@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path  # noqa: TC003 - typer reads it at run time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from pyllm.config import EngineConfig, SpecConfig, parse
+
+if TYPE_CHECKING:
+    from pyllm.bench.soak import Soak
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -140,21 +143,30 @@ def soak(
     seed: Annotated[int, typer.Option(help="Of the events.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Random arrivals, cancels, shifts, evictions, saves and restores on four tiny engines, each step checked."""
+    """Random arrivals, cancels, shifts, evictions, saves and restores on four tiny engines, each step checked.
+
+    Ends with an error when something is not what it has to be, or when memory grows.
+    """
     from pyllm.bench.decode import machine  # noqa: PLC0415 - the native library is slow to load
-    from pyllm.bench.soak import engines, soak  # noqa: PLC0415
+    from pyllm.bench.soak import SHARES, engines, soak  # noqa: PLC0415
 
     results = {}
     with Console(stderr=True).status("starting") as status:
         for name, config in engines().items():
-            share = cycles // len(engines())
-            results[name] = soak(config, share, seed, progress=lambda number, name=name: status.update(f"{name}: cycle {number}"))  # type: ignore[misc]
+            share = round(cycles * SHARES[name])
+            results[name] = soak(config, max(4, share), seed, progress=lambda number, name=name: status.update(f"{name}: cycle {number}"))  # type: ignore[misc]
     if as_json:
         facts = {"cycles": cycles, "seed": seed}
         json.dump(machine() | facts | {"results": {name: result.to_json() for name, result in results.items()}}, sys.stdout, indent=2)
         sys.stdout.write("\n")
-        return
-    table = Table("engine", "cycles", "requests", "tokens", "accepted", "shifts", "seconds", "memory, last quarter / second", "digest")
+    else:
+        _print_soak(results)
+    for result in results.values():
+        result.check_memory()
+
+
+def _print_soak(results: dict[str, Soak]) -> None:
+    table = Table("engine", "cycles", "requests", "tokens", "accepted", "shifts", "evicted", "seconds", "MiB by quarter", "last / second", "digest")
     for name, result in results.items():
         table.add_row(
             name,
@@ -163,7 +175,9 @@ def soak(
             str(result.tokens),
             f"{result.accepted / max(1, result.drafted):.0%}",
             str(result.shifts),
+            str(result.evicted),
             f"{result.seconds:.0f}",
+            ", ".join(f"{size / 2**20:.1f}" for size in result.resident),
             f"{1 + result.growth:.4f}",
             result.digest[:12],
         )

@@ -6,6 +6,7 @@ import hashlib
 import random
 import resource
 import statistics
+import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -33,10 +34,20 @@ MOST_WAITING = 6
 MOST_KEPT = 4
 LONGEST = 0.7
 
+#: Which part of all cycles each engine takes: a step of the first and the last is the quicker one.
+SHARES = {"llama, dflash, shifted": 0.35, "gemma4, mtp, unified": 0.15, "qwen35, mtp": 0.15, "falcon-h1, ngram": 0.35}
+
+#: What the last quarter's memory may be over the second's. In fewer cycles the store is still filling.
+MOST_GROWTH = 0.02
+LEAST_CYCLES = 10_000
+
 
 @dataclass
 class Soak:
-    """What came of ``cycles`` steps. ``resident`` is the median resident memory in bytes of each quarter; ``digest`` covers every token in order."""
+    """What came of ``cycles`` steps. ``resident`` is the median resident memory in bytes of each quarter; ``digest`` covers every token in order.
+
+    ``evicted`` conversations fell out of the store, ``copied`` prefixes came from another slot, ``restored`` ones from the store.
+    """
 
     seed: int
     cycles: int = 0
@@ -46,6 +57,9 @@ class Soak:
     drafted: int = 0
     accepted: int = 0
     shifts: int = 0
+    evicted: int = 0
+    copied: int = 0
+    restored: int = 0
     resident: tuple[int, ...] = ()
     seconds: float = 0.0
     digest: str = ""
@@ -58,6 +72,18 @@ class Soak:
     def growth(self) -> float:
         """The last quarter's memory over the second's, less one."""
         return self.resident[3] / self.resident[1] - 1
+
+    def check_memory(self) -> None:
+        """Memory does not grow.
+
+        Raises:
+            InternalError: with the numbers.
+        """
+        if self.cycles >= LEAST_CYCLES and self.growth > MOST_GROWTH:
+            second, last = (self.resident[quarter] >> 20 for quarter in (1, 3))
+            raise InternalError(
+                f"memory grows: {second} MiB in the second quarter of {self.cycles} cycles, {last} MiB in the last", f"repeat it with seed {self.seed}"
+            )
 
 
 def _resident() -> int:
@@ -94,8 +120,9 @@ class _Driver:
         self.scheduler = Scheduler(self.core, config)
         self.successor = successor
         self.open: list[Request] = []
-        self.aside: list[Checkpoint] = []
+        self.aside: list[Checkpoint | Path] = []
         self.paused: list[Checkpoint] = []
+        self.folder = tempfile.TemporaryDirectory(prefix="pyllm-soak-")
         self.result = Soak(seed)
         self.hash = hashlib.sha256()
         self.bases = [self._words(self.chance.randint(20, 60)) for _ in range(6)]
@@ -154,7 +181,14 @@ class _Driver:
         return self.chance.randrange(len(self.scheduler.pool.slots))
 
     def _save(self) -> bool:
-        self.aside = [*self.aside, conversations.checkpoint(self.scheduler, self._slot())][-MOST_KEPT:]
+        """Into memory, or into one of a few files."""
+        seq = self._slot()
+        if self.chance.random() < 0.5:
+            kept: Checkpoint | Path = conversations.checkpoint(self.scheduler, seq)
+        else:
+            kept = Path(self.folder.name) / str(self.chance.randrange(MOST_KEPT))
+            conversations.save(self.scheduler, seq, kept)
+        self.aside = [*self.aside, kept][-MOST_KEPT:]
         return True
 
     def _restore(self) -> bool:
@@ -223,8 +257,9 @@ class _Driver:
             raise InternalError(f"{len(self.open)} requests never ended")
 
     def close(self) -> None:
-        """Free the engine."""
+        """Free the engine and its files."""
         self.core.close()
+        self.folder.cleanup()
 
 
 def soak(config: EngineConfig, cycles: int, seed: int, *, family_seed: int = 0, progress: Callable[[int], None] = lambda _: None) -> Soak:
@@ -251,5 +286,7 @@ def soak(config: EngineConfig, cycles: int, seed: int, *, family_seed: int = 0, 
     result.seconds = time.perf_counter() - begin
     result.resident = tuple(int(statistics.median(quarter)) for quarter in samples)
     result.shifts = driver.scheduler.n_shifts
+    admission = driver.scheduler.admission
+    result.evicted, result.copied, result.restored = admission.store.n_evicted, admission.n_copied, admission.n_restored
     result.digest = driver.hash.hexdigest()
     return result

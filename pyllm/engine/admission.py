@@ -56,6 +56,8 @@ class Admission:
         Raises:
             PyllmError: a sampler that cannot be made, or a suspended generation that cannot go on.
         """
+        if self.core.drafter is not None:
+            self.core.drafter.limit(slot.seq, request.params.draft_p_min)
         if request.resumed is not None:
             self._resume(request, slot, request.resumed)
             return
@@ -109,7 +111,7 @@ class Admission:
         if isinstance(giver, Checkpoint):
             self.store.touch(giver)
             try:
-                self.memory.load(slot, giver.state, giver.tokens, giver.marks, giver.exact)
+                self.load(slot, giver)
             except PyllmError:
                 return  # no room for it: the prompt is computed
             self.memory.cut(slot, best)
@@ -142,19 +144,23 @@ class Admission:
 
     def _resume(self, request: Request, slot: Slot, checkpoint: Checkpoint) -> None:
         self.demote(slot, 0)
-        self._load(slot, checkpoint)
+        self.load(slot, checkpoint)
         request.sampler = self._sampler(request)
         request.sampler.set_state(checkpoint.sampler)
         request.cached_tokens = len(slot.tokens)
 
-    def _load(self, slot: Slot, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint; cached conversations make room in a shared cache, the least recently used first."""
+    def load(self, slot: Slot, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint; cached conversations make room in a shared cache, the least recently used first.
+
+        Raises:
+            StateError: it does not fit; the slot is empty then.
+        """
         while True:
             try:
                 self.memory.load(slot, checkpoint.state, checkpoint.tokens, checkpoint.marks, checkpoint.exact)
             except StateError:  # noqa: PERF203 - the way it says that there is no room
                 oldest = self.pool.oldest()
-                if oldest is None:
+                if oldest is None or not self.memory.unified:
                     raise
                 self.demote(oldest, 0)
                 self.memory.clear(oldest)

@@ -79,7 +79,7 @@ def restore(scheduler: Scheduler, what: Checkpoint | str | os.PathLike[str], seq
     if len(kept.tokens) >= scheduler.core.n_ctx_slot:
         raise LimitError(f"the checkpoint holds {len(kept.tokens)} tokens, a slot holds {scheduler.core.n_ctx_slot}", "use a larger ctx")
     slot = _take(scheduler, seq, "restored")
-    scheduler.memory.load(slot, kept.state, kept.tokens, kept.marks, kept.exact)
+    scheduler.admission.load(slot, kept)
     scheduler.pool.hold(slot)
     scheduler.pool.release(slot)
     return slot.seq

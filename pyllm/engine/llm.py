@@ -245,6 +245,8 @@ class LLM:
 
         def collect(scheduler: Scheduler) -> dict[str, Any]:
             admission = scheduler.admission
+            draft = scheduler.drafting.stats()
+            draft["failures"] += scheduler.failures.count
             return {
                 "steps": scheduler.n_steps,
                 "prompt_tokens": scheduler.n_prompt_tokens,
@@ -261,7 +263,7 @@ class LLM:
                     "copied": admission.n_copied,
                     "restored": admission.n_restored,
                 },
-                "draft": scheduler.drafting.stats(),
+                "draft": draft,
                 "attention": [asdict(count) for count in route_counts()],
             }
 

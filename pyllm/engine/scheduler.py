@@ -9,6 +9,7 @@ from pyllm._ffi import Cut
 from pyllm.engine.admission import Admission
 from pyllm.engine.block import Block
 from pyllm.engine.drafting import Drafting
+from pyllm.engine.failures import DrafterFailures
 from pyllm.engine.line import Line, overdue
 from pyllm.errors import CancelledError, ContextFullError, InternalError, PyllmError
 from pyllm.slots import SlotPool, next_mark
@@ -39,6 +40,7 @@ class Scheduler:
         self.pool = SlotPool(core.info.n_seq_max, neighbours=core.cut is Cut.NEIGHBOURS)
         self.admission = Admission(core, self.pool, config)
         self.drafting = Drafting(core, config)
+        self.failures = DrafterFailures(core, self.drafting)
         self.waiting = Line()
         self.running: list[Request] = []
         self.n_steps = 0
@@ -64,7 +66,7 @@ class Scheduler:
         self._make_way()
         self._watch()
         started = time.perf_counter()
-        drafts = self.drafting.draft(self.running)
+        drafts = self.failures.draft(self.running)
         drafted = time.perf_counter()
         blocks = self._compose(drafts)
         while blocks:
@@ -81,6 +83,7 @@ class Scheduler:
                 self._one_by_one(blocks, failure)
                 return
             self._verify(blocks)
+            self.failures.settle(blocks)
             self.drafting.record(blocks, drafted - started, time.perf_counter() - drafted)
             return
 
@@ -201,8 +204,7 @@ class Scheduler:
         self.drafting.listen(blocks)
         core.context.decode(core.batch)
         self.n_steps += 1
-        if core.drafter is not None:
-            core.drafter.process(core.batch)
+        self.failures.process(blocks)
 
     def _make_room(self, blocks: list[Block], full: ContextFullError) -> list[Block]:
         """The cache had no cells for ``blocks``: what to try instead, until nothing is left to give up."""
@@ -265,6 +267,7 @@ class Scheduler:
                 self.fail(block.request, again)
                 continue
             self._verify([alone])
+            self.failures.settle([alone])
 
     # After the decode
 

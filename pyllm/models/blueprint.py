@@ -43,6 +43,9 @@ class Role(Enum):
     FUSE = "[token embedding, hidden row] -> stream of a drafter"
     HAND_BACK = "normed of a drafter -> hidden row of its target"
     FEATURES = "concatenated layer inputs of the target -> stream of a drafter"
+    SELECT = "normed -> weight of each way in which one token follows another"
+    BEFORE = "token id in front -> those ways"
+    AFTER = "token id behind -> those ways"
     FIXED = "values given by the architecture"
 
 
@@ -160,7 +163,7 @@ class Blueprint:
         if n_vocab < self.n_vocab:
             raise ConfigError(f"n_vocab is {n_vocab}, but the vocabulary has {self.n_vocab} tokens", f"ask for {self.n_vocab} or more")
         for i, tensor in enumerate(self.tensors):
-            if tensor.role in {Role.EMBED, Role.HEAD} or tensor.name == "per_layer_token_embd.weight":
+            if tensor.role in {Role.EMBED, Role.HEAD, Role.BEFORE, Role.AFTER} or tensor.name == "per_layer_token_embd.weight":
                 self.tensors[i] = replace(tensor, shape=(n_vocab, *tensor.shape[1:]))
         self.metadata["vocab_size"] = n_vocab
         self.n_vocab = n_vocab

@@ -46,6 +46,7 @@ class Recipe:
         scaled: for a block drafter, whether its target's graph multiplies embeddings with the root of the width.
         mrope: for a block drafter, whether its target has M-RoPE.
         window: for a block drafter, tokens that every other layer of it sees; 0 for all.
+        selects: for a block drafter, whether it is DFlash2, which selects among the best tokens of each position.
 
     """
 
@@ -64,6 +65,7 @@ class Recipe:
     scaled: bool = False
     mrope: bool = False
     window: int = 0
+    selects: bool = False
 
     @property
     def sizes(self) -> tuple[str, ...]:
@@ -103,14 +105,16 @@ class Recipe:
             exact=exact,
             mrope=self.mrope,
             window=self.window,
+            selects=self.selects,
         )
 
 
-def _block_drafter(target: Recipe, *taps: int, scaled: bool = False, mrope: bool = False, window: int = 0) -> Recipe:
+def _block_drafter(target: Recipe, *taps: int, scaled: bool = False, mrope: bool = False, window: int = 0, selects: bool = False) -> Recipe:
     seen = f"; every other layer sees {window} tokens" if window else ""
+    kind = "DFlash2: short convolutions, and a selector among the best tokens of each position; reads" if selects else "reads"
     return Recipe(
-        f"{target.name}-dflash{'-swa' if window else ''}",
-        f"Block drafter for {target.name}: reads the inputs of layers {', '.join(map(str, taps))}{seen}.",
+        f"{target.name}-dflash{'2' if selects else ''}{'-swa' if window else ''}",
+        f"Block drafter for {target.name}: {kind} the inputs of layers {', '.join(map(str, taps))}{seen}.",
         "dflash",
         "drafter",
         target.plan,
@@ -122,6 +126,7 @@ def _block_drafter(target: Recipe, *taps: int, scaled: bool = False, mrope: bool
         scaled=scaled,
         mrope=mrope,
         window=window,
+        selects=selects,
     )
 
 
@@ -144,7 +149,7 @@ _LLAMA = Recipe(
     "target",
     llama.blueprint,
     {"60m": partial(llama.blueprint, size=llama.M60), "8b": partial(llama.blueprint, size=llama.B8)},
-    drafters=(("dflash", "llama-dflash"), ("dflash", "llama-dflash-swa"), ("draft", "llama-draft")),
+    drafters=(("dflash", "llama-dflash"), ("dflash", "llama-dflash-swa"), ("dflash", "llama-dflash2"), ("draft", "llama-draft")),
 )
 _LLAMA_DRAFT = Recipe(
     "llama-draft",
@@ -194,7 +199,7 @@ _QWEN35 = Recipe(
     "target",
     qwen35.blueprint,
     {"60m": partial(qwen35.blueprint, size=qwen35.M60), "8b": partial(qwen35.blueprint, size=qwen35.B8)},
-    drafters=(("mtp", None), ("dflash", "qwen35-dflash")),
+    drafters=(("mtp", None), ("dflash", "qwen35-dflash"), ("dflash", "qwen35-dflash2")),
 )
 _FALCON_H1 = Recipe(
     "falcon-h1",
@@ -235,6 +240,7 @@ _RECIPES: tuple[Recipe, ...] = (
     _LLAMA,
     _block_drafter(_LLAMA, 1, 2, 3),
     _block_drafter(_LLAMA, 1, 2, 3, window=16),
+    _block_drafter(_LLAMA, 1, 2, 3, selects=True),
     _LLAMA_DRAFT,
     _LLAMA_OTHER_VOCAB,
     _GEMMA4,
@@ -247,6 +253,7 @@ _RECIPES: tuple[Recipe, ...] = (
     _block_drafter(_GEMMA4_31B, 1, 3, 5, scaled=True),
     _QWEN35,
     _block_drafter(_QWEN35, 1, 2, 3, mrope=True),
+    _block_drafter(_QWEN35, 1, 2, 3, mrope=True, selects=True),
     _FALCON_H1,
     _NEMOTRON_H,
     _block_drafter(_NEMOTRON_H, 1, 3, 5),

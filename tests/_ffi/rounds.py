@@ -39,11 +39,14 @@ class Link:
     def draft_after(self, last: int, depth: int) -> list[int]:
         """What it drafts after ``last``.
 
-        A block's positions know the true tokens before them; steps only what was proposed; a draft model notices that it went wrong.
+        A block's positions know the true tokens before them; steps only what was proposed; a draft model notices that it went wrong, and so does the
+        selector of DFlash2, at once.
         """
+        selects = self.recipe is not None and "dflash2" in self.recipe
         proposed: list[int] = []
         for _ in range(depth):
-            wrong = bool(proposed) and self.type == "draft-simple" and proposed[-1] != last
+            wrong = bool(proposed) and (self.type == "draft-simple" or selects) and proposed[-1] != last
+            wrong = wrong or (selects and self.expected[last] != TRUE[last])
             proposed.append(STALE_ID if wrong else self.expected[last])
             last = proposed[-1] if self.type == "draft-mtp" else TRUE[last]
         return proposed
@@ -56,6 +59,7 @@ KINDS: dict[str, tuple[str, Link]] = {
     "nemotron": ("nemotron-h-moe", Link("draft-mtp")),
     "chained": ("step35", Link("draft-mtp")),
     "dflash": ("llama", Link("draft-dflash", "llama-dflash")),
+    "dflash2": ("llama", Link("draft-dflash", "llama-dflash2")),
     "dflash-mrope": ("qwen35", Link("draft-dflash", "qwen35-dflash")),
     "model": ("llama", Link("draft-simple", "llama-draft")),
     "model-recurrent": ("llama", Link("draft-simple", "qwen35")),

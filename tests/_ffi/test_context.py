@@ -353,3 +353,28 @@ def test_shapes_that_take_turns(make_context: Callable[..., Context]) -> None:
         decode(context, 1, 0, prompt_tokens(1, 2))
         context.remove(0)
         context.remove(1)
+
+
+#: Tokens of a verify block behind the first, all rejected.
+DEPTH = 15
+
+
+def test_a_rejected_draft_leaves_the_window() -> None:
+    """Patch 0034: a draft in the first micro-batch of a batch whose later ones need the cells that the window has passed."""
+    tokens = [prompt_tokens(seq, 100) for seq in range(4)]
+    with Model(models.make("gemma4")) as model:
+        with Context(model, n_ctx=256, n_batch=128) as alone:
+            expected = decode(alone, 0, 0, tokens[0][:82])
+        sizes = {"n_ctx": 1024, "n_batch": 128, "n_ubatch": 32, "n_seq_max": 4, "n_outputs_max": 4 * (1 + DEPTH), "kv_unified": True}
+        with Context(model, **sizes) as context, Batch(context) as batch:
+            for seq in range(3):
+                decode(context, seq, 0, tokens[seq][:80])
+            # 16 cells of 256 are empty, the next ones hold the beginning of sequence 0.
+            batch.add(0, 80, tokens[0][80 : 81 + DEPTH], "all")
+            batch.add(3, 0, tokens[3][:70], "last")
+            context.decode(batch)
+            context.remove(0, 81)
+            # The window is 32 tokens: the token at 81 sees those from 50 on.
+            assert context.range(0)[0] <= 50
+            got = decode(context, 0, 81, tokens[0][81:82])
+    np.testing.assert_allclose(got, expected, atol=0.02)

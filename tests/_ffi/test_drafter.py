@@ -32,6 +32,7 @@ def make(target: str, types: Sequence[str], draft: str | None = None, **settings
         ("qwen35", None, "draft-mtp", False, False, 3),
         ("step35", None, "draft-mtp", False, True, 3),
         ("llama", "llama-dflash", "draft-dflash", False, False, 7),
+        ("llama", "llama-dflash2", "draft-dflash", False, False, 7),
         ("llama", "llama-draft", "draft-simple", False, False, 3),
         ("llama", None, "ngram-map-k", False, False, 48),
     ],

@@ -12,7 +12,7 @@ from tests._ffi.rounds import KINDS, TRUE, Link, Rounds
 from tests.conftest import prompt_tokens
 
 #: Kinds whose target can be cut anywhere.
-CUTTING = ["shared", "chained", "dflash", "model", "model-recurrent"]
+CUTTING = ["shared", "chained", "dflash", "dflash2", "model", "model-recurrent"]
 
 
 def make(kind: str, **settings: object) -> Rounds:
@@ -37,7 +37,7 @@ def test_drafts_are_what_the_tables_say(kind: str, n_seq: int) -> None:
 @pytest.mark.parametrize("n_seq", [1, 8])
 @pytest.mark.parametrize(
     ("kind", "n_decodes", "n_inject_decodes"),
-    [("shared", 3, 0), ("single", 3, 1), ("nemotron", 3, 1), ("chained", 3, 3), ("dflash", 2, 1), ("dflash-mrope", 2, 1), ("model", 3, 1)],
+    [("shared", 3, 0), ("single", 3, 1), ("nemotron", 3, 1), ("chained", 3, 3), ("dflash", 2, 1), ("dflash2", 2, 1), ("dflash-mrope", 2, 1), ("model", 3, 1)],
 )
 def test_decodes_of_a_step(kind: str, n_decodes: int, n_inject_decodes: int, n_seq: int) -> None:
     """All slots come up to date in one decode, which for steps is that of the first token."""
@@ -141,10 +141,11 @@ def test_rejected_rows_are_never_injected() -> None:
     assert rounds.drafter.stats.n_injected == held
 
 
+@pytest.mark.parametrize("unified", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_depths_of_their_own(kind: str) -> None:
-    """A slot's block and steps are as many as it asked for, whatever the others ask for."""
-    rounds = make(kind, n_seq=3)
+def test_depths_of_their_own(kind: str, unified: bool) -> None:
+    """A slot's block and steps are as many as it asked for, whatever the others ask for. DFlash2's graph asserts on blocks of several lengths."""
+    rounds = make(kind, n_seq=3, kv_unified=unified)
     for seq in range(3):
         rounds.prompt(seq, prompt_tokens(seq, 7))
     last = list(rounds.last)

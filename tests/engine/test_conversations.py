@@ -227,6 +227,26 @@ def test_the_number_of_slots_does_not_matter(target: str, draft: str | None, kin
             assert (result.tokens, result.draft, result.usage.cached_tokens) == (stayed.tokens, stayed.draft, stayed.usage.cached_tokens)
 
 
+def test_a_restore_makes_room(tmp_path: Path) -> None:
+    """A cache that all slots share is full of conversations that nobody is having."""
+    with engine("llama", "llama-dflash", "dflash", ctx=256, unified=True, threads=1) as llm:
+        first = llm.generate(prompt_tokens(0, 150), **GREEDY)
+        llm.save(first.slot, tmp_path / "talk")
+        kept = llm.checkpoint(first.slot)
+        known = [*prompt_tokens(0, 150), *first.tokens]
+        stayed = llm.generate([*known, 300, 301], **GREEDY)
+        for what in (tmp_path / "talk", kept):
+            other = llm.generate(prompt_tokens(1, 160), **GREEDY)
+            slot = llm.restore(what, 1 - other.slot)
+            llm.check_integrity()
+            assert {info.seq: info.n_tokens for info in llm.slots()} == {slot: 173, other.slot: 0}
+            again = llm.generate([*known, 300, 301], **GREEDY)
+            assert (again.tokens, again.draft) == (stayed.tokens, stayed.draft)
+            assert again.usage.cached_tokens >= 173
+        # What made room is in the store.
+        assert llm.generate([*prompt_tokens(1, 160), *other.tokens], **GREEDY).usage.cached_tokens > 160
+
+
 def test_marks_travel_with_a_file(tmp_path: Path) -> None:
     """A hybrid restored from a file can still be cut back to its checkpoints."""
     base = prompt_tokens(0, 200)

@@ -146,6 +146,22 @@ def test_depth_of_one_request() -> None:
             llm.submit("Hello", draft_depth=-1)
 
 
+def test_p_min_of_one_request(llm: pyllm.LLM) -> None:
+    """How sure a random drafter is differs from token to token: with a limit it drafts less, and without it as ever."""
+    prompt = prompt_tokens(3, 30)
+    usual = llm.generate(prompt, cache_prompt=False, max_tokens=60, temperature=0)
+    limits = (None, 0.0, 0.5, 0.9, 1.0)
+    results = [llm.generate(prompt, cache_prompt=False, max_tokens=60, temperature=0, draft_p_min=limit) for limit in limits]
+    assert {result.tokens for result in results} == {usual.tokens}
+    drafted = [result.draft.drafted for result in results]
+    assert drafted[:2] == [usual.draft.drafted] * 2
+    assert drafted[1] > drafted[2] >= drafted[3] >= drafted[4]
+    together = [llm.submit(prompt, cache_prompt=False, max_tokens=60, temperature=0, draft_p_min=limit) for limit in (1.0, None)]
+    assert [request.result().draft.drafted for request in together] == [drafted[4], drafted[0]]
+    with pytest.raises(ConfigError, match="draft_p_min"):
+        llm.submit(prompt, draft_p_min=1.5)
+
+
 # grammars
 
 
@@ -177,6 +193,8 @@ def test_a_grammar(llm: pyllm.LLM) -> None:
         ({"grammar": 'start ::= "a"'}, InvalidArgumentError, "root"),
         ({"json_schema": "{"}, InvalidArgumentError, None),
         ({"json_schema": {"type": "no such type"}}, InvalidArgumentError, None),
+        ({"json_schema": {"type": "object", "required": ["a"], "properties": {"a": False}}}, InvalidArgumentError, None),
+        ({"json_schema": {"enum": []}}, InvalidArgumentError, None),
         ({"grammar": "root ::= [0-9]", "json_schema": {"type": "integer"}}, ConfigError, "both"),
         ({"logprobs": 1000}, ConfigError, "logprobs"),
         ({"timeout": 0}, ConfigError, "timeout"),

@@ -19,11 +19,15 @@ from tests.conftest import prompt_tokens
 from tests.engine.oracle import MARGINS, TOLERANCES, assert_same
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+#: Tokens of a slot, and of an answer without and with a context shift.
+CTX = 256
 LENGTH = 16
-BASE = prompt_tokens(0, 150)
-CUTS = (150, 60, 120, 150)
+LONGER = 32
+BASE = prompt_tokens(0, 240)
+CUTS = {False: (150, 60, 120, 150), True: (240, 120, 200, 240)}
 PROGRAMS = ("cold", "reuse", "restore", "restart")
 
 #: Target, drafter's type, drafter's recipe.
@@ -35,6 +39,7 @@ PAIRS: list[tuple[str, str, str | None]] = [
     ("gemma4", "dflash", "gemma4-dflash"),
     ("gemma4-31b", "mtp", "gemma4-31b-assistant"),
     ("llama", "dflash", "llama-dflash-swa"),
+    ("llama", "dflash", "llama-dflash2"),
     ("qwen35", "mtp", None),
     ("qwen35", "dflash", "qwen35-dflash"),
     ("qwen35", "ngram", None),
@@ -61,10 +66,20 @@ def cases() -> list[Case]:
     return [case for case in product if not case[4] or shifts(case[0][0], case[1], case[3])]
 
 
+def alone(case: Case) -> bool:
+    """Whether prompts come one after the other: a slot of a unified cache is shifted when it has all cells, and then there are none for others."""
+    return case[1] > 1 and case[3] and case[4]
+
+
+def groups(case: Case, tokens: list[list[int]]) -> list[list[list[int]]]:
+    """Prompts that are asked at once."""
+    return [[prompt] for prompt in tokens] if alone(case) else [tokens]
+
+
 def settings(case: Case) -> dict[str, Any]:
-    """The engine of a case. Slots are 256 tokens: with ``shift`` the answers run past their end."""
+    """The engine of a case. With ``shift`` the answers run past the end of their slots."""
     _, slots, kv_type, unified, shift, _ = case
-    sizes = {"slots": slots, "ctx": 256 * slots, "batch": 64, "ubatch": 32, "checkpoint_every": 48}
+    sizes = {"slots": slots, "ctx": CTX if alone(case) else CTX * slots, "batch": 64, "ubatch": 32, "checkpoint_every": 48, "threads": 1}
     return sizes | {"kv_types": kv_type, "unified": unified, "context_shift": shift}
 
 
@@ -75,8 +90,11 @@ def drafting(case: Case, family: dict[str, Any]) -> pyllm.LLM:
 
 
 def prompts(case: Case) -> list[list[int]]:
-    """One for each slot and one more."""
-    return [prompt_tokens(salt, 20 + 13 * salt) for salt in range(case[1] + 1)]
+    """One for each slot and one more. With a context shift the last two fill their slots."""
+    lengths = [20 + 13 * salt for salt in range(case[1] + 1)]
+    if case[4]:
+        lengths[-2:] = [240, 245]
+    return [prompt_tokens(salt, length) for salt, length in enumerate(lengths)]
 
 
 @functools.cache
@@ -88,48 +106,64 @@ def plain(target: str, kv_type: str, shift: bool, prompt: tuple[int, ...], lengt
 
 @functools.cache
 def _plain_engine(target: str, kv_type: str, shift: bool) -> pyllm.LLM:
-    return pyllm.LLM(models.make(target), ctx=256, kv_types=kv_type, context_shift=shift, cache_bytes=0)
+    return pyllm.LLM(models.make(target), ctx=CTX, kv_types=kv_type, context_shift=shift, cache_bytes=0, threads=1)
 
 
-def generate(llm: pyllm.LLM, case: Case, tokens: list[list[int]], length: int) -> list[pyllm.Completion]:
-    """Answers to prompts of one moment, each checked against the plain run."""
-    results = llm.generate(tokens, max_tokens=length, temperature=0, ignore_eos=True, keep=4)
-    for prompt, result in zip(tokens, results, strict=True):
-        assert_same(plain(case[0][0], case[2], case[4], tuple(prompt), length), result.tokens, TOLERANCES[case[2]])
-    llm.check_integrity()
-    return results
+class Answers:
+    """What was compared with plain runs: answers, those of them that left theirs at a near tie, and what was drafted and accepted for them."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.count = self.near_ties = self.drafted = self.accepted = 0
+
+    def generate(self, llm: pyllm.LLM, tokens: list[list[int]], length: int) -> list[pyllm.Completion]:
+        """Answers to prompts of one moment, each checked against the plain run."""
+        (target, *_), _, kv_type, _, shift, _ = self.case
+        results = [result for group in groups(self.case, tokens) for result in llm.generate(group, max_tokens=length, temperature=0, ignore_eos=True, keep=4)]
+        for prompt, result in zip(tokens, results, strict=True):
+            self.near_ties += not assert_same(plain(target, kv_type, shift, tuple(prompt), length), result.tokens, TOLERANCES[kv_type])
+            self.count += 1
+            self.drafted += result.draft.drafted
+            self.accepted += result.draft.accepted
+        llm.check_integrity()
+        return results
 
 
-def play(case: Case, folder: Path) -> None:
+def play(case: Case, folder: Path) -> Answers:
     """One combination, with the random family: its text depends on all of its context."""
+    answers = Answers(case)
     shift, program = case[4], case[5]
-    length = 150 if shift else LENGTH
+    length = LONGER if shift else LENGTH
+    begin = BASE[: 200 if shift else 90]
     family: dict[str, Any] = {}
     file = folder / "slot"
     llm = drafting(case, family)
     try:
         if program == "cold":
-            generate(llm, case, prompts(case), length)
+            answers.generate(llm, prompts(case), length)
         elif program == "reuse":
-            for cut in CUTS:
-                generate(llm, case, [BASE[:cut]], length)
+            for cut in CUTS[shift]:
+                answers.generate(llm, [BASE[:cut]], length)
         else:
-            first = generate(llm, case, [BASE[:90]], LENGTH)[0]
+            first = answers.generate(llm, [begin], LENGTH)[0]
             llm.save(first.slot, file)
             if program == "restart":
                 llm.close()
                 llm = drafting(case, family)
-            generate(llm, case, prompts(case), length)
+            answers.generate(llm, prompts(case), length)
             llm.restore(file)
-            again = [*BASE[:90], *first.tokens, *prompt_tokens(9, 20)[1:]]
-            result = generate(llm, case, [again], length)[0]
-            assert result.usage.cached_tokens >= 90
-        assert llm.stats()["draft"]["failures"] == 0
+            again = [*begin, *first.tokens, *prompt_tokens(9, 20)[1:]]
+            result = answers.generate(llm, [again], length)[0]
+            assert result.usage.cached_tokens >= len(begin)
+        stats = llm.stats()
+        assert stats["draft"]["failures"] == 0
+        assert (stats["shifts"] > 0) == shift
     finally:
         llm.close()
+    return answers
 
 
-def play_successor(case: Case, folder: Path) -> None:
+def play_successor(case: Case, folder: Path) -> pyllm.Completion:
     """The same on a successor model: the counts of drafted and accepted tokens after a restore are those of a conversation that stayed."""
     family = {"family": "successor", "error_rate": 0.25}
     file = folder / "slot"
@@ -149,7 +183,8 @@ def play_successor(case: Case, folder: Path) -> None:
         if case[5] == "restart":
             llm.close()
             llm = drafting(case, family)
-        llm.generate(prompts(case), max_tokens=LENGTH, temperature=0, ignore_eos=True)
+        for group in groups(case, prompts(case)):
+            llm.generate(group, max_tokens=LENGTH, temperature=0, ignore_eos=True)
         for info in llm.slots():
             llm.erase(info.seq)
         llm.restore(file)
@@ -159,6 +194,7 @@ def play_successor(case: Case, folder: Path) -> None:
         assert result.usage.cached_tokens >= stayed.usage.cached_tokens
     finally:
         llm.close()
+    return result
 
 
 ALL = cases()
@@ -177,7 +213,12 @@ def test_a_sample(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ALL, ids=str)
-def test_everything(case: Case, tmp_path: Path) -> None:
-    play(case, tmp_path)
+def test_everything(case: Case, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """What it has compared goes into ``--junit-xml``, and from there into a record."""
+    answers = play(case, tmp_path)
+    for name in ("count", "near_ties", "drafted", "accepted"):
+        record_property(name, getattr(answers, name))
     if case[5] in {"restore", "restart"}:
-        play_successor(case, tmp_path)
+        restored = play_successor(case, tmp_path)
+        record_property("restored_drafted", restored.draft.drafted)
+        record_property("restored_accepted", restored.draft.accepted)

@@ -40,7 +40,12 @@ def predicted(results, n_tokens, depth, error_rate, kind, *, replays=False):
 @pytest.mark.parametrize("error_rate", [[0.1, 0.5, 0.9, 0.0, 0.3, 1.0, 0.2], [0.0, 0.5], [0.0, 0.0, 1.0]])
 @pytest.mark.parametrize(
     ("target", "draft", "kind", "depth"),
-    [("llama", "llama-dflash", "dflash", 7), ("gemma4", "gemma4-dflash", "dflash", 4), ("step35", None, "chained", 3)],
+    [
+        ("llama", "llama-dflash", "dflash", 7),
+        ("llama", "llama-dflash2", "dflash", 7),
+        ("gemma4", "gemma4-dflash", "dflash", 4),
+        ("step35", None, "chained", 3),
+    ],
 )
 def test_each_place_of_a_draft_errs_as_predicted(target, draft, kind, depth, error_rate):
     error_rate = error_rate[:3] if kind == "chained" else error_rate
@@ -54,6 +59,14 @@ def test_acceptance_beyond_a_drafters_window(error_rate):
     draft = models.make("llama-dflash-swa", family="successor", error_rate=error_rate)
     results = generate(models.make("llama", family="successor"), draft, "dflash", depth=5, n_tokens=200)
     assert counts(results) == predicted(results, 200, 5, error_rate, "dflash")
+
+
+@pytest.mark.parametrize("target", ["llama", "qwen35"])
+@pytest.mark.parametrize("error_rate", [0.0, 0.25, 1.0])
+def test_a_selector_drafts_as_predicted(target, error_rate):
+    draft = models.make(f"{target}-dflash2", family="successor", error_rate=error_rate)
+    results = generate(models.make(target, family="successor"), draft, "dflash", depth=5, n_tokens=80)
+    assert counts(results) == predicted(results, 80, 5, error_rate, "dflash")
 
 
 @pytest.mark.parametrize("target", ["llama", "falcon-h1"])
@@ -82,6 +95,7 @@ def test_a_hybrid_without_rollback(slots):
 NAN_PAIRS = [
     ("llama", "llama-dflash", "dflash"),
     ("llama", "llama-dflash-swa", "dflash"),
+    ("llama", "llama-dflash2", "dflash"),
     ("llama", "llama-draft", "draft"),
     ("gemma4", "gemma4-assistant", "mtp"),
     ("qwen35", None, "mtp"),

@@ -142,6 +142,7 @@ IMPOSSIBLE = {
     "negative depth": ({"speculative.n_max": -1}, "speculative.n_max"),
     "deep draft": ({"speculative.n_max": 10**6}, "speculative.n_max"),
     "depth is text": ({"speculative.n_max": "x"}, "speculative.n_max"),
+    "drafts surer than sure": ({"speculative.p_min": 2}, "speculative.p_min"),
     "grammar without end": ({"grammar": "root ::= ("}, "grammar"),
     "grammar without root": ({"grammar": 'a ::= "b"'}, "grammar"),
     "left recursion": ({"grammar": 'root ::= root "a" | "b"'}, "grammar"),

@@ -128,7 +128,9 @@ def test_short_drafts_are_not_used(drafting_server):
         ({"speculative.n_max": 2**32}, "4294967296 is not a whole number"),
         ({"speculative.n_max": "2"}, '"2" is not a whole number'),
         ({"speculative.n_min": 3, "speculative.n_max": 2}, "3 is not a whole number of tokens in [0, 2]"),
-        ({"speculative.p_min": 0.5}, "--spec-draft-p-min"),
+        ({"speculative.p_min": 1.5}, "1.5 is not a probability in [0, 1]"),
+        ({"speculative.p_min": -0.1}, "-0.1 is not a probability"),
+        ({"speculative.p_min": "0.5"}, "is not a probability"),
         ({"speculative.types": "draft-mtp"}, "--spec-type"),
     ],
 )
@@ -136,6 +138,19 @@ def test_drafts_that_cannot_be(drafting_server, fields, says):
     answer = complete(drafting_server, prompt_tokens(0, 24), 4, **fields)
     assert answer.status_code == 400
     assert says in answer.json()["error"]["message"]
+
+
+def test_p_min_of_a_request():
+    """How sure a random drafter is differs from token to token: with a limit it drafts less."""
+    flags = ["-md", models.make("llama-dflash"), "--spec-type", "draft-dflash", "--spec-draft-n-max", 4, "-np", 1, "-c", 512, "-t", 1, "-tb", 1]
+    with start("-m", models.make("llama"), *flags) as server:
+        answers = [complete(server, prompt_tokens(3, 24), 60, **{"speculative.p_min": limit}).json() for limit in (0.0, 0.5, 1.0)]
+        usual = complete(server, prompt_tokens(3, 24), 60).json()
+    assert {tuple(answer["tokens"]) for answer in answers} == {tuple(usual["tokens"])}
+    drafted = [answer["timings"].get("draft_n", 0) for answer in answers]
+    assert drafted[0] == usual["timings"]["draft_n"]
+    assert drafted[0] > drafted[1] >= drafted[2]
+    assert [answer["generation_settings"]["speculative.p_min"] for answer in answers] == [0.0, 0.5, 1.0]
 
 
 def test_settings_of_an_answer_can_be_sent_back(drafting_server):

@@ -31,7 +31,7 @@ _BARRIER = -100.0  # times the normed constant, at least about 1: far below the 
 _ADDED = 2.0  # variance that one layer adds to the stream, in units of a token embedding's
 _AVERSION = 0.25  # share of its own embedding in a token's row of the head, negative: a repeated token would feed on itself
 _RESERVED = [offset.CONSTANT, offset.FIRST]
-_FROM_STREAM = {Role.QUERY, Role.KEY, Role.VALUE, Role.GATE, Role.UP, Role.EXPERT_UP, Role.IN}
+_FROM_STREAM = {Role.QUERY, Role.KEY, Role.VALUE, Role.GATE, Role.UP, Role.EXPERT_UP, Role.IN, Role.SELECT}
 _TO_STREAM = {Role.ATTN_OUT, Role.DOWN, Role.EXPERT_DOWN, Role.OUT}
 _INTO_DRAFTER = {Role.FUSE, Role.FEATURES, Role.HAND_BACK}
 

@@ -14,6 +14,9 @@ A block drafter does its work in two layers. In the first the anchor reads the f
 and is checked in the same way. In the second, head k looks k positions back: only position k of the block finds the
 anchor there, and the head's part of the output projection turns it into the token of position k.
 
+With a selector (DFlash2) ``<stale>`` is a little ahead of that token, until the selector adds what follows the token chosen in
+front: a wrong token, and whatever comes after it in the draft, becomes ``<stale>``.
+
 A draft model has no hidden row to go by. In its first layer each token reads the one in front of it, and is checked
 against that one's successor, so that a row missing from its KV cache shows, too.
 
@@ -49,6 +52,10 @@ TOP_LOGIT = 24.0
 """Logit of the next token; every other printable piece has about 0."""
 STALE = 0.4
 """Logit of ``<stale>`` as a share of the top one."""
+UNSELECTED = 1.1
+"""The same in front of a selector."""
+SELECTED = 0.3
+"""What the selector gives the successor of the token in front, as a share of the top logit."""
 
 HERE = slice(2, 2 + N_PIECES)
 ANNOUNCED = slice(HERE.stop, HERE.stop + N_PIECES)
@@ -113,6 +120,7 @@ class _Weights:
         n_positions = max(1, len(nextn), blueprint.block_size - 1)
         self.tables = [drafted_cycle(seed, rates, position) for position in range(1, n_positions + 1)]
         self.nan_code = int(code(nan_after)) if isinstance(nan_after, int) else None
+        self.selects = any(tensor.role is Role.SELECT for tensor in blueprint.tensors)
         # where a drafter checks: every nextn block, the first layer elsewhere
         self.gated = {tensor.layer for tensor in blueprint.tensors if tensor.role is Role.GATE}
 
@@ -144,6 +152,9 @@ class _Weights:
             Role.FUSE: self._fuse,
             Role.HAND_BACK: self._hand_back,
             Role.FEATURES: self._features,
+            Role.SELECT: self._select,
+            Role.BEFORE: self._before,
+            Role.AFTER: self._after,
         }
         if tensor.role in whole:
             return whole[tensor.role](tensor)
@@ -220,9 +231,27 @@ class _Weights:
         # a draft model errs here; a target never does, and what else drafts has the proposed token's code in its stream
         after = {Part.DFLASH: _PIECES, Part.DRAFT: self.tables[0]}.get(tensor.part, self.right)
         weight[vocabulary.FIRST_PIECE_ID + after, HERE.start + _PIECES] = 1.0
-        weight[vocabulary.STALE_ID, offset.CONSTANT] = STALE
+        weight[vocabulary.STALE_ID, offset.CONSTANT] = UNSELECTED if self.selects else STALE
         count = 2 if tensor.part in {Part.TARGET, Part.DFLASH} else 3
         weight *= TOP_LOGIT / _ones(self.plan.n_embd, count)
+        return weight
+
+    def _select(self, tensor: Tensor) -> Array:
+        weight = np.zeros(tensor.shape, np.float32)
+        weight[:, offset.CONSTANT] = 1.0 / _ones(self.plan.n_embd, 2)
+        return weight
+
+    @staticmethod
+    def _before(tensor: Tensor) -> Array:
+        weight = np.zeros(tensor.shape, np.float32)
+        tokens = np.arange(tensor.shape[0])
+        weight[tokens, code(tokens)] = 1.0
+        weight[vocabulary.STALE_ID] = 0.0
+        return weight
+
+    def _after(self, tensor: Tensor) -> Array:
+        weight = np.zeros(tensor.shape, np.float32)
+        weight[vocabulary.FIRST_PIECE_ID + self.right, _PIECES] = SELECTED * TOP_LOGIT
         return weight
 
     def _fuse(self, tensor: Tensor) -> Array:
