@@ -245,11 +245,13 @@ def _plain_vec_rows() -> Iterator[Row]:
 #: Devices with asynchronous copies have at least 99 KB for a block; the largest tile that the verify route cannot do without takes this much.
 _VERIFY_SMEM = max(least_shared(head, *pair.split("/")) for head in VERIFY_HEADS for pair in verify_pairs(head))
 
+_VERIFY_NAMES = tuple(f"{d_k}/{d_v}" for d_k, d_v in VERIFY_HEADS)
+
 
 def _verify_rows(
     because: str,
     *conditions: Condition,
-    heads: tuple[str, ...] = tuple(f"{d_k}/{d_v}" for d_k, d_v in VERIFY_HEADS),
+    heads: tuple[str, ...] = _VERIFY_NAMES,
     pairs: Callable[[str], bool] = lambda _: True,
 ) -> Iterator[Row]:
     """Our verify kernel over ``heads`` and those K/V types of them that ``pairs`` picks."""
