@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from pyllm.checkpoints import Checkpoint
 
 #: Chance of each event in a cycle.
-EVENTS = {"arrive": 0.2, "cancel": 0.01, "save": 0.004, "restore": 0.004, "fork": 0.003, "erase": 0.003, "suspend": 0.006, "resume": 0.006}
+EVENTS = {"arrive": 0.2, "cancel": 0.01, "save": 0.01, "restore": 0.01, "fork": 0.01, "erase": 0.01, "suspend": 0.006, "resume": 0.006}
+
+#: Cycles of a phase. In every other one nothing arrives: slots fall idle, and can be saved, restored, forked and erased.
+PHASE = 150
 
 #: Requests that may wait at once, checkpoints that are kept aside, and the longest prompt as a share of a slot.
 MOST_WAITING = 6
@@ -147,13 +150,13 @@ class _Driver:
         self.result.cycles += 1
 
     def _arrive(self) -> bool:
-        if len(self.scheduler.waiting) >= MOST_WAITING:
+        if len(self.scheduler.waiting) >= MOST_WAITING or self.result.cycles // PHASE % 2:
             return False
         longest = int(self.core.n_ctx_slot * LONGEST)
         base = self.chance.choice(self.bases)
         prompt = [1, *base, *self._words(self.chance.choice([1, 5, 30, longest]))][:longest]
         params = SamplingParams(
-            max_tokens=self.chance.choice([1, 4, 20, 60, self.core.n_ctx_slot * 2]),
+            max_tokens=self.chance.choice([1, 4, 20, 20, 60, 60, self.core.n_ctx_slot * 2]),
             temperature=self.chance.choice([0.0, 1.0]),
             seed=self.chance.randrange(2**32),
             ignore_eos=True,

@@ -66,6 +66,7 @@ class Admission:
         else:
             self.demote(slot, 0)
             self.memory.clear(slot)
+        self.fit()
         request.cached_tokens = len(slot.tokens)
         request.pending = request.prompt[len(slot.tokens) :]
         request.sampler = self._sampler(request)
@@ -138,6 +139,10 @@ class Admission:
             return
         slot.marks.append(self.memory.save(slot, partial=True))
         slot.marks.sort(key=lambda mark: mark.n_tokens)
+        self.fit()
+
+    def fit(self) -> None:
+        """Checkpoints that came with a copied or loaded conversation count, too: what is over the budget goes, stored conversations first."""
         budget = self.store.budget
         self.store.shrink(max(0, budget - self.pool.mark_bytes()))
         self.pool.thin(budget)
@@ -145,6 +150,7 @@ class Admission:
     def _resume(self, request: Request, slot: Slot, checkpoint: Checkpoint) -> None:
         self.demote(slot, 0)
         self.load(slot, checkpoint)
+        self.fit()
         request.sampler = self._sampler(request)
         request.sampler.set_state(checkpoint.sampler)
         request.cached_tokens = len(slot.tokens)

@@ -80,6 +80,7 @@ def restore(scheduler: Scheduler, what: Checkpoint | str | os.PathLike[str], seq
         raise LimitError(f"the checkpoint holds {len(kept.tokens)} tokens, a slot holds {scheduler.core.n_ctx_slot}", "use a larger ctx")
     slot = _take(scheduler, seq, "restored")
     scheduler.admission.load(slot, kept)
+    scheduler.admission.fit()
     scheduler.pool.hold(slot)
     scheduler.pool.release(slot)
     return slot.seq
@@ -96,6 +97,7 @@ def fork(scheduler: Scheduler, seq: int, to: int | None) -> int:
     finally:
         source.held = False
     scheduler.memory.copy(source, slot, Reach(len(source.tokens)))
+    scheduler.admission.fit()
     scheduler.pool.hold(slot)
     scheduler.pool.release(slot)
     return slot.seq

@@ -20,6 +20,20 @@ def test_the_same_from_the_same_seed(name: str) -> None:
     assert soaking.soak(config, 120, 8).digest != first.digest
 
 
+def test_everything_happens() -> None:
+    """Also what needs an idle slot; and the budget holds while checkpoints come with copies and files."""
+    result = soaking.soak(soaking.engines()["falcon-h1, ngram"], 1500, 1)
+    assert min(result.events[event] for event in soaking.EVENTS) > 0, result.events
+    assert result.copied + result.restored > 0
+
+
+def test_memory_that_grows_is_seen() -> None:
+    grown = soaking.Soak(seed=3, cycles=soaking.LEAST_CYCLES, resident=(90 << 20, 100 << 20, 101 << 20, 103 << 20))
+    with pytest.raises(InternalError, match=r"memory grows: 100 MiB in the second quarter of 10000 cycles, 103 MiB in the last"):
+        grown.check_memory()
+    soaking.Soak(seed=3, cycles=soaking.LEAST_CYCLES, resident=(90 << 20, 100 << 20, 101 << 20, 101 << 20)).check_memory()
+
+
 def test_a_lost_request_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scheduler, "leave", lambda self, request: (self.pool.release(request.slot), self.running.remove(request)))
     monkeypatch.setattr("pyllm.engine.request.Request.emit", lambda *_: None)
