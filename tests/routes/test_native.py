@@ -18,7 +18,7 @@ from pyllm._ffi import (
     set_route_table,
 )
 from pyllm.errors import InvalidArgumentError, UnsupportedError
-from pyllm.routes.axes import AXES, INDEX, KV_TYPES
+from pyllm.routes.axes import AXES, FLOAT_TYPES, INDEX, KV_TYPES
 from pyllm.routes.check import check
 from pyllm.routes.classes import dimensions
 from pyllm.routes.decision import TABLE, decide, first_match, force
@@ -83,7 +83,8 @@ def test_a_decision_is_fast():
     keys = [Key(DEVICES["sm_90"], one).codes for one in node]
     best = [min(numbers) for numbers in zip(*(benchmark_routes(keys) for _ in range(5)), strict=True)]
     assert best[0] <= 50, "nanoseconds for a key seen before"
-    assert best[1] <= 200, "nanoseconds for a new key"
+    # Decided once for each distinct node; on sm_90 the verify route's rows list K/V pairs.
+    assert best[1] <= 500, "nanoseconds for a new key"
 
 
 def test_forcing_runs_or_says_why():
@@ -115,6 +116,7 @@ def test_a_decision_gives_its_reasons():
     assert {one.route: one.reason for one in decision.rejected} == {
         "vec": "head dims K/V: 512/512, needs 64/64 or 128/128 or 256/256",
         "sparse": "KV rows per row that a query may see: 0, needs at least 1",
+        "verify": "the device's architecture: 870, needs 900",
     }
 
 
@@ -169,9 +171,10 @@ def test_a_table_that_is_refused_changes_nothing(text, says):
 
 
 def test_kv_types_have_the_same_codes():
-    codes = {f"{k}/{v}": decide_route(Key(DEVICES["sm_90"], Node(128, 128, 8, 8, 1, 4096, type_k=k, type_v=v)).codes) for k in KV_TYPES for v in KV_TYPES}
-    assert len(codes) == len(KV_TYPES) ** 2
-    assert {route for _, route, _, _ in codes.values()} == {"vec"}
+    routes = {(k, v): decide_route(Key(DEVICES["sm_90"], Node(128, 128, 8, 8, 1, 4096, type_k=k, type_v=v)).codes)[1] for k in KV_TYPES for v in KV_TYPES}
+    # On sm_90 our kernel reads what is quantised; it does not read f32.
+    expected = {pair: "vec" if "f32" in pair or set(pair) <= set(FLOAT_TYPES) else "verify" for pair in routes}
+    assert routes == expected
 
 
 def test_draft_phase_is_counted():
