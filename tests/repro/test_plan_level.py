@@ -80,7 +80,7 @@ def test_a_plan_passes(plan):
     assert (first["place"], first["role"], first["device"], first["node"]) == (1, "draft step", "sm_87", "512/512 heads 4/2 n_q 1 n_kv 256 q4_0/f16")
     assert first["there"] == {"kv": "q4_0/f16", "then": "abort", "site": "src/a.cu:1", "says": "no kernel", "row": 1}
     assert (first["here"]["route"], first["here"]["params"]) == ("mma", [4, 2])
-    assert {other["route"] for other in first["here"]["rejected"]} == {"vec", "sparse"}
+    assert {other["route"] for other in first["here"]["rejected"]} == {"vec", "sparse", "verify"}
     assert 0 < first["here"]["smem"]["needs"] <= first["here"]["smem"]["limit"] == 163 * 1024
     assert [node["place"] for node in verdict.nodes] == [1, 2, 1]
 
