@@ -47,6 +47,7 @@ public:
                     add(lists_[h], here, number);
                 }
             }
+            std::for_each(lists_[h].begin(), lists_[h].end(), [&](Chunk & chunk) { compile(chunk); });
         }
     }
 
@@ -60,7 +61,15 @@ public:
         // No branch depends on a row: each distinct condition rules out a set of rows.
         for (const Chunk & chunk : lists_[h]) {
             uint64_t out = 0;
-            for (const Test & test : chunk.tests) {
+            for (const Range & test : chunk.ranges) {
+                out |= key[test.axis] >= test.least && key[test.axis] <= test.most ? 0 : test.rows;
+            }
+            for (const Listed & test : chunk.listed) {
+                const uint32_t value = (uint32_t) key[test.axis];
+                const uint32_t word  = std::min(value / 64, test.words);
+                out |= bits_[test.first + word] >> value % 64 & 1 ? 0 : test.rows;
+            }
+            for (const Other & test : chunk.others) {
                 out |= table_->holds(test.condition, key[test.condition.axis]) ? 0 : test.rows;
             }
             if (const uint64_t left = ~out & chunk.all) {
@@ -71,16 +80,29 @@ public:
     }
 
 private:
-    // A condition, and the rows of a chunk that have it.
-    struct Test {
+    // A condition, and the rows of a chunk that have it, in the form that is quickest to answer.
+    struct Range {
+        int32_t  axis, least, most;
+        uint64_t rows;
+    };
+    // One bit for each value below 64 * words; the word after them is for all others.
+    struct Listed {
+        int32_t  axis;
+        uint32_t first, words;
+        uint64_t rows;
+    };
+    struct Other {
         Condition condition;
         uint64_t  rows;
     };
     // Up to 64 rows, in order.
     struct Chunk {
-        std::vector<Decision> decisions;
-        std::vector<Test>     tests;
-        uint64_t              all = 0;
+        std::vector<Decision>                       decisions;
+        std::vector<std::pair<Condition, uint64_t>> tests;  // each distinct condition once
+        std::vector<Range>                          ranges;
+        std::vector<Listed>                         listed;
+        std::vector<Other>                          others;
+        uint64_t                                    all = 0;
     };
 
     void add(std::vector<Chunk> & list, const Key & here, int32_t number) const {
@@ -103,13 +125,37 @@ private:
             if (condition.axis < n_device || condition.axis == PYLLM_ROUTE_HEAD) {
                 continue;
             }
-            const auto same = std::find_if(chunk.tests.begin(), chunk.tests.end(), [&](const Test & test) { return equal(test.condition, condition); });
+            const auto same = std::find_if(chunk.tests.begin(), chunk.tests.end(), [&](const auto & test) { return equal(test.first, condition); });
             if (same == chunk.tests.end()) {
                 chunk.tests.push_back({ condition, bit });
             } else {
-                same->rows |= bit;
+                same->second |= bit;
             }
         }
+    }
+
+    void compile(Chunk & chunk) {
+        constexpr int32_t longest = 4096;  // bits; K/V types are the widest axis that is listed
+        for (const auto & [condition, rows] : chunk.tests) {
+            const int32_t * values = &table_->values_[condition.first];
+            const int32_t * end    = values + condition.count;
+            const bool      listed = condition.op == Operator::in || condition.op == Operator::not_in;
+            if (condition.op == Operator::min || condition.op == Operator::max || (condition.op == Operator::in && condition.count == 1)) {
+                chunk.ranges.push_back({ condition.axis, condition.op == Operator::max ? INT32_MIN : *values, condition.op == Operator::min ? INT32_MAX : *values, rows });
+            } else if (listed && std::all_of(values, end, [](int32_t value) { return value >= 0 && value < longest; })) {
+                const uint32_t words = (uint32_t) *std::max_element(values, end) / 64 + 1;
+                chunk.listed.push_back({ condition.axis, (uint32_t) bits_.size(), words, rows });
+                bits_.resize(bits_.size() + words + 1, condition.op == Operator::not_in ? ~uint64_t(0) : 0);
+                uint64_t * first = &bits_[chunk.listed.back().first];
+                for (; values != end; ++values) {
+                    const uint64_t bit = uint64_t(1) << *values % 64;
+                    first[*values / 64] = condition.op == Operator::in ? first[*values / 64] | bit : first[*values / 64] & ~bit;
+                }
+            } else {
+                chunk.others.push_back({ condition, rows });
+            }
+        }
+        chunk.tests = {};
     }
 
     bool equal(const Condition & a, const Condition & b) const {
@@ -122,6 +168,7 @@ private:
     std::array<int32_t, n_device> device_;
     std::vector<int32_t>          heads_;
     std::vector<std::vector<Chunk>> lists_;
+    std::vector<uint64_t>         bits_;
 };
 
 // The table in force. `generation` changes with it and with what is blocked: plans and remembered decisions of another one are void.
@@ -199,17 +246,25 @@ static uint64_t hash(const Key & key) {
         sum += (uint64_t((uint32_t) key[i]) << 32 | (uint32_t) key[i + 1]) * odd;
         odd += 0x3C6EF372FE94F82Au;
     }
-    return (sum ^ sum >> 32) * 0xD6E8FEB86659FD93u >> 40;
+    return (sum ^ sum >> 32) * 0xD6E8FEB86659FD93u;
 }
 
 // What a thread remembers: the last decisions by the hash of their keys, and the plans of its devices.
+//
+// A key may lie in any of the four places of its set, so that the 64 kinds of nodes that a model has do not push each other out.
 struct Memory {
+    static constexpr size_t n_sets = 128;
     struct Seen {
         Key      key;
+        uint64_t hash       = 0;
         uint64_t generation = 0;
         Decision decision;
     };
-    std::array<Seen, 512>              seen;
+    struct Set {
+        std::array<Seen, 4> seen;
+        size_t              next = 0;  // to be replaced
+    };
+    std::array<Set, n_sets>            sets;
     std::vector<std::unique_ptr<Plan>> plans;
     uint64_t                           generation = 0;
 };
@@ -223,9 +278,12 @@ Decision decide(const Key & key) {
         m      = memory.get();
     }
     const uint64_t now = s.generation.load(std::memory_order_acquire);
-    Memory::Seen & one = m->seen[hash(key) % m->seen.size()];
-    if (one.generation == now && one.key == key) {
-        return one.decision;
+    const uint64_t code = hash(key);
+    Memory::Set &  set  = m->sets[(code >> 40) % Memory::n_sets];
+    for (const Memory::Seen & one : set.seen) {
+        if (one.hash == code && one.generation == now && one.key == key) {
+            return one.decision;
+        }
     }
     if (m->generation != now) {
         m->plans.clear();
@@ -248,7 +306,8 @@ Decision decide(const Key & key) {
         m->plans.push_back(std::make_unique<Plan>(table, key, blocked));
         plan = m->plans.back().get();
     }
-    one = { key, now, plan->decide(key) };
+    Memory::Seen & one = set.seen[set.next++ % set.seen.size()];
+    one = { key, code, now, plan->decide(key) };
     return one.decision;
 }
 

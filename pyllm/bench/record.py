@@ -16,11 +16,22 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 
-#: What decides how attention runs on a CUDA device; folders stand for the files in them.
+#: What decides how attention runs on a CUDA device; folders stand for the files in them. How rows are looked up
+#: (native/route/decide.cpp) is not among them: that the right row is found is proven on a CPU, in tests/routes/test_native.py.
 ATTENTION_SOURCES = (
     "native/upstream.lock",
     "native/fattn",
-    "native/route",
+    "native/route/axes.cpp",
+    "native/route/axes.h",
+    "native/route/control.cpp",
+    "native/route/control.h",
+    "native/route/default_table.inc",
+    "native/route/node.cpp",
+    "native/route/node.h",
+    "native/route/placement.cpp",
+    "native/route/placement.h",
+    "native/route/route.h",
+    "native/route/table.cpp",
     "native/tests",
     "native/patches/0012-fully-masked-rows.patch",
     "native/patches/0013-no-room-for-a-kernel.patch",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
@@ -21,10 +22,12 @@ from pyllm.errors import InvalidArgumentError, UnsupportedError
 from pyllm.routes.axes import AXES, FLOAT_TYPES, INDEX, KV_TYPES
 from pyllm.routes.check import check
 from pyllm.routes.classes import dimensions
+from pyllm.routes.condition import OPERATORS, Condition
 from pyllm.routes.decision import TABLE, decide, first_match, force
 from pyllm.routes.devices import DEVICES
 from pyllm.routes.executors import ACCEPTS
 from pyllm.routes.key import Key, Node
+from pyllm.routes.row import Row
 from pyllm.routes.table import ROWS
 from pyllm.routes.tablefile import Table, dump
 from tests.conftest import prompt_tokens
@@ -61,6 +64,44 @@ def test_both_evaluators_agree(seed):
         assert decide_route(codes) == (number, ROWS[number].route, ROWS[number].ncols1, ROWS[number].ncols2)
 
 
+NUMBERS = {"n_q": range(20), "n_kv": (1, 63, 64, 65, 4095, 4096, 70000), "gqa": range(1, 9), "sparsity": range(5), "streams": (1, 2, 64, 128)}
+
+
+def random_condition(source):
+    """Any operator, with lists of one value and of many, repeated values, and values too large for a set of bits."""
+    name = source.choice([*NUMBERS, "kv"])
+    operator = source.choice(OPERATORS if name != "kv" else OPERATORS[:2])
+    values = [k << 8 | v for k in range(9) for v in range(9)] if name == "kv" else list(NUMBERS[name])
+    if operator.endswith("multiple_of"):
+        return Condition(name, operator, (source.randint(1, 5),))
+    return Condition(name, operator, tuple(source.choices(values, k=source.choice((1, 2, 40)))) if "in" in operator.split("_") else (source.choice(values),))
+
+
+def test_both_evaluators_agree_on_any_table(built_in):
+    source = random.Random(11)
+    taken = 0
+    for _ in range(60):
+        rows = [
+            Row(source.choice(("vec", "tile", "mma")), number, 0, "", tuple(random_condition(source) for _ in range(source.randint(1, 4))))
+            for number in range(source.choice((3, 80)))
+        ]
+        # A table with a row that can never decide is refused: leave such rows out.
+        while True:
+            try:
+                set_route_table(dump(Table((*rows, Row("reference", 0, 0, "")))))
+                break
+            except InvalidArgumentError as error:
+                rows.pop(int(re.search(r"row (\d+) \(", str(error))[1]))
+        taken += len(rows)
+        for _ in range(200):
+            codes = random_codes(source)
+            for name, values in NUMBERS.items():
+                codes[INDEX[name]] = source.choice(values)
+            number = first_match((*rows, Row("reference", 0, 0, "")), codes)
+            assert decide_route(codes)[0] == number
+    assert taken > 1000
+
+
 def test_failing_conditions_agree():
     source = random.Random(7)
     for _ in range(5):
@@ -81,10 +122,9 @@ def test_a_decision_is_fast():
         for kind in ("f16", "q8_0")
     ]
     keys = [Key(DEVICES["sm_90"], one).codes for one in node]
-    best = [min(numbers) for numbers in zip(*(benchmark_routes(keys) for _ in range(5)), strict=True)]
+    best = [min(numbers) for numbers in zip(*(benchmark_routes(keys) for _ in range(20)), strict=True)]
     assert best[0] <= 50, "nanoseconds for a key seen before"
-    # Decided once for each distinct node; on sm_90 the verify route's rows list K/V pairs.
-    assert best[1] <= 500, "nanoseconds for a new key"
+    assert best[1] <= 200, "nanoseconds for a new key"
 
 
 def test_forcing_runs_or_says_why():
