@@ -142,7 +142,8 @@ class EngineConfig(Settings):
 
     ``ctx`` counts KV cells over all slots, as ``-c`` does: each slot holds ``ctx / slots`` tokens, or up to all of them with
     ``unified``. 0 is the length that the model was trained with. ``force_route`` (a route for all phases, ``"decode=vec,verify=mma"`` or a
-    dict) and ``allow_cpu_attention`` hold for the whole process: they are about its devices.
+    dict), ``tuning`` (a file of ``pyllm bench attention --tune``; ``stats()`` says whether it is used) and ``allow_cpu_attention`` hold for the whole
+    process: they are about its devices.
 
     ``draft`` are the GGUF files of the drafters that ``spec`` names; what each is for is read from the file.
     ``context_shift`` goes on in a full slot: after the first ``keep`` tokens of its prompt (a request's ``keep``), half of the rest is dropped.
@@ -174,6 +175,7 @@ class EngineConfig(Settings):
     mmap: bool = True
     trace: bool = False
     force_route: dict[Phase, Route] = Field(default_factory=dict)
+    tuning: Path | None = None
     allow_cpu_attention: bool = False
 
     @field_validator("spec", mode="before")

@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a declaration below changes; the package refuses a library with another number. */
-#define PYLLM_ABI_VERSION 4
+#define PYLLM_ABI_VERSION 5
 
 /* ---------------------------------------------------------------- library */
 
@@ -644,6 +644,36 @@ PYLLM_API pyllm_status pyllm_route_benchmark(const pyllm_route_key * keys, size_
 PYLLM_API pyllm_status pyllm_route_counts(pyllm_route_count * counts, size_t capacity, size_t * count);
 /* Facts of a GPU that a key needs, in its first five axes; PYLLM_UNSUPPORTED for a device that is no CUDA or HIP GPU. */
 PYLLM_API pyllm_status pyllm_route_device(int32_t index, pyllm_route_key * key);
+
+/* ---------------------------------------------------------------- attention */
+
+/* An attention node, in the words of a route key; types and mask have the key's codes. n_kv_max: KV rows that one query sees, 0: all. */
+typedef struct pyllm_attention_shape {
+    int32_t d_k, d_v, n_head, n_head_kv, n_q, n_kv, streams;
+    int32_t type_k, type_v;
+    int32_t mask, alibi, softcap, sinks, view;
+    int32_t n_kv_max;
+    int32_t reserved;
+} pyllm_attention_shape;
+
+typedef struct pyllm_attention pyllm_attention;
+
+/* Nodes of one shape over random K and V of their own, laid out as in a KV cache, on device `index`: 2 to 64, as many as make `cold` bytes, so
+ * that what one reads has left the caches when it is read again. The mask is causal over the last n_q rows. n_threads: of a CPU, 0 for the
+ * default. Lanes 0 to 7 are graphs over the same K and V with results of their own, made when they are first used: one for each thing compared. */
+PYLLM_API pyllm_status pyllm_attention_create(int32_t index, const pyllm_attention_shape * shape, uint64_t cold, uint64_t seed, int32_t n_threads, pyllm_attention ** out);
+PYLLM_API void         pyllm_attention_free(pyllm_attention * attention);
+/* Nodes, bytes of K and V of one of them as stored, and its key; the key's first five axes are 0 on a device that is no CUDA or HIP GPU. */
+PYLLM_API pyllm_status pyllm_attention_get(pyllm_attention * attention, int32_t * n_nodes, uint64_t * bytes, pyllm_route_key * key);
+/* Computes a lane's graph once, and then `repeats` times, queued one behind the other: microseconds of wall time of these for one node.
+ * PYLLM_UNSUPPORTED: the device declines the node. */
+PYLLM_API pyllm_status pyllm_attention_time(pyllm_attention * attention, int32_t lane, int32_t repeats, double * us);
+/* Values of node `number`: `what` -3, -2 and -1 are Q, K and V as [streams, heads, rows, d], a lane its result as [streams, rows, heads, d_v], NaN
+ * before it ran. *count is how many there are; nothing is written where `capacity` is less. */
+PYLLM_API pyllm_status pyllm_attention_read(pyllm_attention * attention, int32_t what, int32_t number, float * values, size_t capacity, size_t * count);
+/* What a device reaches: GB/s of a copy of `bytes` (read and written bytes both count), and GFLOP/s of a product of f16 by f32 matrices of `columns`
+ * rows and columns. The best of eight. */
+PYLLM_API pyllm_status pyllm_device_rates(int32_t index, uint64_t bytes, int32_t columns, int32_t n_threads, double * copied, double * computed);
 
 /* ---------------------------------------------------------------- crash report */
 

@@ -4,6 +4,7 @@ Only :mod:`pyllm._ffi.door` imports the compiled module. Every failing call rais
 (:mod:`pyllm.errors`); every handle is a context manager, raises ``ClosedError`` when used after ``close()``, and may be closed twice.
 """
 
+from pyllm._ffi.attention import LANES, Attention, Rates, device_rates
 from pyllm._ffi.batch import Batch
 from pyllm._ffi.checkpoint import CheckpointFile, Section, model_fingerprint, write_checkpoint_file
 from pyllm._ffi.context import Context, ContextInfo
@@ -34,6 +35,8 @@ from pyllm._ffi.sampler import Sampler
 from pyllm._ffi.trace import AttentionNode
 
 __all__ = [
+    "LANES",
+    "Attention",
     "AttentionNode",
     "Batch",
     "CheckpointFile",
@@ -54,6 +57,7 @@ __all__ = [
     "Logprobs",
     "Model",
     "ModelInfo",
+    "Rates",
     "RouteCount",
     "Sampler",
     "Section",
@@ -68,6 +72,7 @@ __all__ = [
     "default_route_table",
     "default_threads",
     "device_axes",
+    "device_rates",
     "devices",
     "disable_crash_report",
     "enable_crash_report",

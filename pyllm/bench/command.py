@@ -11,12 +11,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pyllm.bench.attention.command import attention
 from pyllm.config import EngineConfig, SpecConfig, parse
 
 if TYPE_CHECKING:
     from pyllm.bench.soak import Soak
 
 app = typer.Typer(no_args_is_help=True)
+
+
+app.command()(attention)
 
 
 @app.callback()

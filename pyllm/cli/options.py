@@ -107,6 +107,15 @@ ForceRoute = Annotated[
         metavar="[PHASE=]ROUTE",
     ),
 ]
+Tuning = Annotated[
+    Path | None,
+    typer.Option(
+        "--tuning",
+        help="What `pyllm bench attention --tune` measured; used on the device, driver and version that it was made with.",
+        rich_help_panel=_ATTENTION,
+        metavar="FILE",
+    ),
+]
 AllowCpuAttention = Annotated[
     bool,
     typer.Option("--allow-cpu-attention", help="Attention of a layer on a GPU may run on the CPU; otherwise that is an error.", rich_help_panel=_ATTENTION),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pyllm.cli import console
-from pyllm.errors import NotFoundError
+from pyllm.cli import console, options
+from pyllm.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
     from pyllm.routes.check import Report
@@ -77,8 +77,15 @@ def matrix() -> None:
     print(text(), end="")
 
 
-def table(file: _FILE = None) -> None:
-    """Print a table as text, as ``--routes`` and PYLLM_ROUTES read it."""
+def table(file: _FILE = None, *, tuning: options.Tuning = None) -> None:
+    """Print a table as text, as PYLLM_ROUTES reads it: the built-in one, a file's, or the built-in one with what was measured on a device."""
     from pyllm.routes.tablefile import dump  # noqa: PLC0415
 
-    print(dump(_load(file)), end="")
+    if tuning is None:
+        print(dump(_load(file)), end="")
+        return
+    from pyllm.routes import tuning as tunings  # noqa: PLC0415 - loads the native library
+
+    if file is not None:
+        raise ConfigError(f"a table `{file}` and a tuning `{tuning}` are given together", "a tuning changes the built-in table: leave FILE out")
+    print(dump(tunings.table(tunings.read(tuning))), end="")

@@ -120,6 +120,7 @@ def explain(  # noqa: PLR0917 - options are given by name
     ] = "layer",
     tensor_split: Annotated[str, typer.Option("-ts", "--tensor-split", help="Shares of the devices.", rich_help_panel=_SPLIT, metavar="N,...")] = "",
     force_route: options.ForceRoute = None,
+    tuning: options.Tuning = None,
     everything: Annotated[bool, typer.Option("--all", help="Say of every other route why it was not taken.", rich_help_panel=_OUTPUT)] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Draw the plan of a model: .svg or .png.", rich_help_panel=_OUTPUT, metavar="FILE")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=_OUTPUT)] = False,
@@ -132,12 +133,23 @@ def explain(  # noqa: PLR0917 - options are given by name
     given = dict(locals())
     source = _source(given)
     devices = _devices(device)
+    if tuning is not None:
+        _tune(tuning, devices, simulated=device is not None)
     _kv_types(type_k, type_v, draft_type_k, draft_type_v)
     if source == "model":
         _explain_model(given, devices)
     else:
         nodes = [_node(given)] if source == "numbers" else _traced(given)
         _explain_nodes(nodes, devices, force_route, everything=everything, as_json=as_json)
+
+
+def _tune(path: Path, devices: Sequence[Device], *, simulated: bool) -> None:
+    from pyllm.routes.decision import use_table  # noqa: PLC0415 - loads the native library
+    from pyllm.routes.tuning import choose  # noqa: PLC0415
+
+    choice = choose(path, devices, simulated=simulated)
+    use_table(choice.table)
+    console.say(f"tuning    {choice.says}")
 
 
 def _source(given: dict[str, Any]) -> str:

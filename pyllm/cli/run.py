@@ -32,6 +32,7 @@ def run(  # noqa: PLR0917 - options are given by name
     type_k: options.KeyType = "f16",
     type_v: options.ValueType = "f16",
     force_route: options.ForceRoute = None,
+    tuning: options.Tuning = None,
     allow_cpu_attention: options.AllowCpuAttention = False,
     n: Annotated[
         int,
@@ -60,9 +61,12 @@ def run(  # noqa: PLR0917 - options are given by name
             ctx=ctx,
             kv_types=(type_k, type_v),
             force_route=force_route,
+            tuning=tuning,
             allow_cpu_attention=allow_cpu_attention,
         )
     with llm:
+        if tuning is not None:
+            console.say(f"tuning    {llm.stats()['tuning']}")
         content: Any = llm.apply_template([{"role": "user", "content": text}]) if chat else text
         request = llm.submit(content, max_tokens=n, temperature=temperature, seed=seed, stop=tuple(stop or ()))
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import tempfile
 from dataclasses import dataclass
-from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +16,8 @@ from pyllm.config import NGRAM_TYPES, EngineConfig, check_batch, parse
 from pyllm.errors import ConfigError, NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyllm.config import SpecConfig
 
 app = typer.Typer(add_completion=False)
@@ -68,6 +72,7 @@ def serve(  # noqa: PLR0917 - options are given by name
     type_k: options.KeyType = "f16",
     type_v: options.ValueType = "f16",
     force_route: options.ForceRoute = None,
+    tuning: options.Tuning = None,
     allow_cpu_attention: options.AllowCpuAttention = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
@@ -96,6 +101,7 @@ def serve(  # noqa: PLR0917 - options are given by name
         "ubatch": ubatch,
         "kv_types": (type_k, type_v),
         "force_route": force_route,
+        "tuning": tuning,
         "allow_cpu_attention": allow_cpu_attention,
     }
     config: EngineConfig = parse(EngineConfig, values)
@@ -104,22 +110,45 @@ def serve(  # noqa: PLR0917 - options are given by name
     drafter = read_header(config.draft[0]) if config.draft else None
     depth = draft_depth(config.spec, target, drafter)
     check_batch(batch=min(config.batch, config.ctx or target.n_ctx_train or config.batch), slots=config.slots, depth=depth)
-    server = ServerProcess(
-        binary,
-        [*command_flags(config, depth), *(flags or [])],
-        host=host,
-        port=port,
-        echo=lambda line: print(line, file=sys.stderr),
-    )
-    for line in plan(config, target, drafter, depth):
-        console.say(line)
-    console.say(f"command   {server.command_line}")
-    with server.start(), server.forward_signals() as sent:
-        print(server.url, flush=True)
-        code = server.wait() or 0
+    with tuned(config.tuning) as environment:
+        server = ServerProcess(
+            binary,
+            [*command_flags(config, depth), *(flags or [])],
+            host=host,
+            port=port,
+            env=environment,
+            echo=lambda line: print(line, file=sys.stderr),
+        )
+        for line in plan(config, target, drafter, depth):
+            console.say(line)
+        console.say(f"command   {server.command_line}")
+        with server.start(), server.forward_signals() as sent:
+            print(server.url, flush=True)
+            code = server.wait() or 0
     if code and not sent:
         print(server.death("while serving").render(), file=sys.stderr)
     raise typer.Exit(code if code >= 0 else 128 - code)
+
+
+@contextlib.contextmanager
+def tuned(path: Path | None) -> Iterator[dict[str, str]]:
+    """The environment that gives a server the table of a tuning, where it holds; says which."""
+    if path is None:
+        yield {}
+        return
+    from pyllm.routes.present import present_devices  # noqa: PLC0415 - loads the native library
+    from pyllm.routes.tablefile import dump  # noqa: PLC0415
+    from pyllm.routes.tuning import choose  # noqa: PLC0415
+
+    choice = choose(path, present_devices())
+    console.say(f"tuning    {choice.says}")
+    if choice.table is None:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="pyllm-") as folder:
+        file = Path(folder) / "routes"
+        file.write_text(dump(choice.table), encoding="utf-8")
+        yield {"PYLLM_ROUTES": str(file)}
 
 
 def draft_depth(spec: SpecConfig | None, target: Header, drafter: Header | None) -> int:

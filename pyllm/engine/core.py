@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -51,8 +52,27 @@ def planned_depth(spec: SpecConfig, model: Model, drafts: dict[SpecType, Model])
     return depths
 
 
+def _tune(path: Path | None) -> str:
+    """Put the table of a tuning in force, or the first one again; says what came of it."""
+    # The table's rows take a second to make: only who asks for them waits. Nobody else puts another table in force.
+    if path is None and "pyllm.routes.decision" not in sys.modules:
+        return ""
+    from pyllm.routes.decision import use_table  # noqa: PLC0415
+    from pyllm.routes.present import present_devices  # noqa: PLC0415
+    from pyllm.routes.tuning import choose  # noqa: PLC0415
+
+    if path is None:
+        use_table(None)
+        return ""
+    choice = choose(path, present_devices())
+    use_table(choice.table)
+    return choice.says
+
+
 class Core:
     """Everything native that one engine owns. ``depth`` is the number of tokens that a slot drafts at most, 0 without speculation.
+
+    ``tuning`` says what came of the configuration's file of that name.
 
     Raises:
         ConfigError: sizes that cannot work together, with the numbers.
@@ -74,6 +94,7 @@ class Core:
         force_route(None)
         for phase, route in config.force_route.items():
             force_route(route, phase)
+        self.tuning = _tune(config.tuning)
         drafts = self._load_drafts(config)
         self.draft_models = list(drafts.values())
         own_heads = spec is not None and "draft-mtp" in spec.types and "draft-mtp" not in drafts

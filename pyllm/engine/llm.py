@@ -265,6 +265,7 @@ class LLM:
                 },
                 "draft": draft,
                 "attention": [asdict(count) for count in route_counts()],
+                "tuning": scheduler.core.tuning,
             }
 
         return self._call(collect)

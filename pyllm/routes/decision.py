@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyllm._ffi import decide_route, force_route_on
+from pyllm._ffi import decide_route, force_route_on, set_route_table
 from pyllm.errors import NotFoundError, UnsupportedError
 from pyllm.routes.axes import DEVICE_AXES, INDEX
 from pyllm.routes.executors import ACCEPTS
 from pyllm.routes.row import ROUTES
 from pyllm.routes.table import ROWS
-from pyllm.routes.tablefile import Table, load
+from pyllm.routes.tablefile import Table, dump, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,14 +63,25 @@ class Decision:
         }
 
 
-@functools.cache
+class _InForce:
+    """The table that :func:`use_table` has put in force, if one; ``changes`` counts how often that happened."""
+
+    table: Table | None = None
+    changes = 0
+
+
 def table_in_force() -> Table:
-    """The table that ``PYLLM_ROUTES`` names, or the built-in one.
+    """The table that :func:`use_table` has put in force, else the one that ``PYLLM_ROUTES`` names, or the built-in one.
 
     Raises:
         NotFoundError: there is no such file.
         ConfigError: it is not understood.
     """
+    return _InForce.table or _first_table()
+
+
+@functools.cache
+def _first_table() -> Table:
     path = os.environ.get("PYLLM_ROUTES")
     if not path:
         return TABLE
@@ -78,6 +89,31 @@ def table_in_force() -> Table:
         return load(Path(path).read_text(encoding="utf-8"), path)
     except OSError as failure:
         raise NotFoundError(f"PYLLM_ROUTES names `{path}`: {failure.strerror}", "unset it for the built-in table") from None
+
+
+def use_table(table: Table | None) -> None:
+    """Put ``table`` in force for the process, natively and for the reasons given here; None goes back to the first one.
+
+    Raises:
+        InvalidArgumentError: it is refused: a row that can never decide, a last row that does not take every node.
+    """
+    if table is None and _InForce.table is None:
+        return
+    wanted = table or _first_table()
+    set_route_table(None if wanted is TABLE else dump(wanted))
+    _InForce.table = table
+    _InForce.changes += 1
+
+
+def limits(name: str) -> tuple[int, ...]:
+    """Constants that the table in force compares an axis with, divisors apart."""
+    return _limits(name, _InForce.changes)
+
+
+@functools.lru_cache(maxsize=32)
+def _limits(name: str, _changes: int) -> tuple[int, ...]:
+    conditions = [condition for row in table_in_force().rows for condition in row.conditions if condition.axis == name and "multiple" not in condition.operator]
+    return tuple(sorted({value for condition in conditions for value in condition.values}))
 
 
 def first_match(rows: Sequence[Row], codes: Sequence[int]) -> int:

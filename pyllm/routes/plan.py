@@ -7,14 +7,13 @@ A drafter's nodes are planned apart from its target's, and with ``-sm tensor`` e
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllm._ffi import decide_route
 from pyllm.errors import ConfigError, UnsupportedError
 from pyllm.routes import architectures, shape
-from pyllm.routes.decision import Decision, decide, force, table_in_force
+from pyllm.routes.decision import Decision, decide, force, limits, table_in_force
 from pyllm.routes.flags import PAD, draft_memory, speculation_of, target_memory
 from pyllm.routes.key import Key
 from pyllm.routes.slices import split
@@ -291,9 +290,9 @@ def _smaller(part: _Part, layer: Layer, load: Load, heads: Heads) -> Iterator[No
     """Nodes of fewer rows, slots and cells, on both sides of every limit that the table in force has."""
     memory, cells = part.memory, part.memory.cells_of(layer.kind)
     wide = [2**31 // shape.row_bytes(one, dim * heads[1]) for one, dim in ((memory.type_k, layer.d_k), (memory.type_v, layer.d_v))]
-    sparse = [limit * layer.top_k for limit in _limits("sparsity")] if layer.top_k else []
+    sparse = [limit * layer.top_k for limit in limits("sparsity")] if layer.top_k else []
     for n_q, streams in sorted(set(_loads(memory, load)), key=lambda pair: (pair[1], pair[0])):
-        for n_kv in _steps((*_limits("n_kv"), *wide, *sparse, 2**31 // (2 * n_q)), PAD, cells, PAD):
+        for n_kv in _steps((*limits("n_kv"), *wide, *sparse, 2**31 // (2 * n_q)), PAD, cells, PAD):
             yield shape.node(part.header, layer, memory, n_q=n_q, streams=streams, n_kv=n_kv, heads=heads)
 
 
@@ -301,10 +300,10 @@ def _loads(memory: Memory, load: Load) -> Iterator[tuple[int, int]]:
     """Query rows and streams."""
     if memory.unified and not memory.equal:
         most, _ = memory.load(load.rows, memory.slots)
-        yield from ((n_q, 1) for n_q in _steps(_limits("n_q"), min(load.least, most), most))
+        yield from ((n_q, 1) for n_q in _steps(limits("n_q"), min(load.least, most), most))
         return
-    for active in _steps(_limits("streams"), 1, memory.slots):
-        for rows in _steps(_limits("n_q"), min(load.least, load.rows), load.rows):
+    for active in _steps(limits("streams"), 1, memory.slots):
+        for rows in _steps(limits("n_q"), min(load.least, load.rows), load.rows):
             yield memory.load(rows, active)
 
 
@@ -312,13 +311,6 @@ def _steps(limits: Iterable[int], low: int, high: int, step: int = 1) -> list[in
     """``low``, ``high``, and what lies next to each limit between them."""
     near = {limit // step * step + offset for limit in limits for offset in (-step, 0, step)}
     return sorted({low, high, *(value for value in near if low < value < high)})
-
-
-@functools.cache
-def _limits(axis: str) -> tuple[int, ...]:
-    """Constants that the table in force compares an axis with."""
-    conditions = [condition for row in table_in_force().rows for condition in row.conditions if condition.axis == axis and "multiple" not in condition.operator]
-    return tuple(sorted({value for condition in conditions for value in condition.values}))
 
 
 def _others(device: Device, decision: Decision, nodes: Iterable[Node]) -> tuple[Other, ...]:

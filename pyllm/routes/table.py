@@ -248,7 +248,7 @@ _VERIFY_SMEM = max(least_shared(head, *pair.split("/")) for head in VERIFY_HEADS
 _VERIFY_NAMES = tuple(f"{d_k}/{d_v}" for d_k, d_v in VERIFY_HEADS)
 
 
-def _verify_rows(
+def verify_rows(
     because: str,
     *conditions: Condition,
     heads: tuple[str, ...] = _VERIFY_NAMES,
@@ -283,21 +283,21 @@ def _hopper_rows() -> Iterator[Row]:
         # Up to two rows over a short cache the vector kernel is one launch where ours are two.
         for rows in (at_least("n_kv", 4096), at_least("n_q", 3)):
             few = (*hopper, at_least("n_kv", 1024), rows, at_most("gqa", gqa), at_most("n_q", n_q))
-            yield from _verify_rows(because, *few, heads=("64/64", "128/128", "192/128", "256/256", "512/512"), pairs=quantised)
+            yield from verify_rows(because, *few, heads=("64/64", "128/128", "192/128", "256/256", "512/512"), pairs=quantised)
     latent = (*hopper, at_least("n_kv", 4096), at_most("gqa", 16))
-    yield from _verify_rows(because, *latent, at_most("n_q", 4), heads=("576/512",), pairs=quantised)
+    yield from verify_rows(because, *latent, at_most("n_q", 4), heads=("576/512",), pairs=quantised)
 
     because = "a long cache read once for all query rows"
-    yield from _verify_rows(because, *latent, one_of("n_q", 1), one_of("streams", 1), heads=("576/512",), pairs=half)
+    yield from verify_rows(because, *latent, one_of("n_q", 1), one_of("streams", 1), heads=("576/512",), pairs=half)
     wide = (*hopper, at_least("n_kv", 1024), at_most("gqa", 8), at_most("n_q", 64))
-    yield from _verify_rows(because, *wide, one_of("streams", 1), heads=("512/512",), pairs=half)
-    yield from _verify_rows(because, *wide, at_least("n_q", 2), heads=("512/512",), pairs=half)
+    yield from verify_rows(because, *wide, one_of("streams", 1), heads=("512/512",), pairs=half)
+    yield from verify_rows(because, *wide, at_least("n_q", 2), heads=("512/512",), pairs=half)
     long = (*hopper, at_least("n_kv", 4096), one_of("streams", 1))
-    yield from _verify_rows(because, *long, at_most("gqa", 6), at_most("n_q", 8), heads=("256/256",), pairs=half)
-    yield from _verify_rows(because, *long, at_least("gqa", 5), at_most("gqa", 16), at_most("n_q", 8), heads=("128/128",), pairs=half)
-    yield from _verify_rows(because, *long, at_least("gqa", 2), at_most("gqa", 4), one_of("n_q", 1, 4), heads=("64/64", "128/128"), pairs=half)
-    yield from _verify_rows(because, *long, one_of("gqa", 8), at_most("n_q", 4), heads=("192/128",), pairs=half)
-    yield from _verify_rows(because, *long, one_of("gqa", 1), one_of("n_q", 4), heads=("128/128",), pairs=half)
+    yield from verify_rows(because, *long, at_most("gqa", 6), at_most("n_q", 8), heads=("256/256",), pairs=half)
+    yield from verify_rows(because, *long, at_least("gqa", 5), at_most("gqa", 16), at_most("n_q", 8), heads=("128/128",), pairs=half)
+    yield from verify_rows(because, *long, at_least("gqa", 2), at_most("gqa", 4), one_of("n_q", 1, 4), heads=("64/64", "128/128"), pairs=half)
+    yield from verify_rows(because, *long, one_of("gqa", 8), at_most("n_q", 4), heads=("192/128",), pairs=half)
+    yield from verify_rows(because, *long, one_of("gqa", 1), one_of("n_q", 4), heads=("128/128",), pairs=half)
 
 
 ROWS: tuple[Row, ...] = (
@@ -364,6 +364,6 @@ ROWS: tuple[Row, ...] = (
     # --- everywhere -------------------------------------------------------------------------------------------------------------------
     *_tile_rows("no matrix-unit instance takes it"),
     *_spare_rows(),
-    *_verify_rows("no kernel of upstream takes it"),
+    *verify_rows("no kernel of upstream takes it"),
     Row("reference", 0, 0, "no kernel of upstream takes it"),
 )

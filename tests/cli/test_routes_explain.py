@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 import pyllm as package
 from pyllm import models
 from pyllm._ffi import devices
+from pyllm.routes import tuning
+from pyllm.routes.devices import DEVICES
 from pyllm.routes.trace import write_trace
+from pyllm.routes.tuning import Measured
 from tests.conftest import prompt_tokens
 
 NODE = ["routes", "explain", "--head", "512/512", "--heads", "8/2", "--n-q", "3", "--n-kv", "4096"]
@@ -151,3 +155,48 @@ def test_no_device(pyllm, snapshot):
     if any(device.kind == "gpu" for device in devices()):
         pytest.skip("there is a GPU here")
     snapshot("error-explain-no-device", pyllm(*NODE))
+
+
+@pytest.fixture
+def tuning_file(tmp_path):
+    """A tuning that says: on an H200, `verify` is faster from 4096 KV rows on."""
+    here = replace(DEVICES["sm_90"], products="NVIDIA H200")
+    measured = [Measured("128/128", "q8_0/q8_0", 4, 1, 1, n_kv, 10.0, 9.0 if n_kv < 4096 else 50.0, "vec") for n_kv in (1024, 4096)]
+    path = tmp_path / "tuning.json"
+    tuning.write(tuning.made_here(here, "580.1", measured), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("device", "n_kv", "route", "says"),
+    [
+        ("sm_90", 4096, "verify", "measured on NVIDIA H200, driver 580.1, pyllm"),
+        ("sm_90", 1024, "vec", "taken to be that device"),
+        ("sm_86", 4096, "vec", "is not used: it was measured on NVIDIA H200, and this is sm_86; the built-in rows decide"),
+    ],
+)
+def test_a_tuning(*, pyllm, tuning_file, device, n_kv, route, says):
+    node = ["--head", "128/128", "--heads", "32/8", "-ctk", "q8_0", "-ctv", "q8_0", "--n-kv", str(n_kv)]
+    done = pyllm("routes", "explain", *node, "--device", device, "--tuning", str(tuning_file), "--json")
+    assert done.code == 0
+    assert says in done.err
+    assert json.loads(done.out)[0]["route"] == route
+
+
+def test_the_table_of_a_tuning(pyllm, tuning_file):
+    done = pyllm("routes", "table", "--tuning", str(tuning_file))
+    assert done.code == 0
+    assert done.out.splitlines()[1] == "row verify 0 0 because measured faster on NVIDIA H200"
+    done = pyllm("routes", "table", "a-table", "--tuning", str(tuning_file))
+    assert done.code == 1
+    assert "are given together" in done.err
+
+
+@pytest.mark.parametrize(("text", "says"), [("{", "is no JSON"), ("{}", "is of format `None`, not `pyllm-tuning 1`")])
+def test_a_tuning_that_is_none(pyllm, tmp_path, text, says):
+    path = tmp_path / "tuning.json"
+    path.write_text(text)
+    done = pyllm("routes", "explain", "--head", "64/64", "--heads", "8/8", "--device", "sm_90", "--tuning", str(path))
+    assert done.code == 1
+    assert says in done.err
+    assert "hint: make it anew on this device: `pyllm bench attention --tune FILE`" in done.err

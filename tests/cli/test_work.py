@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
 
 from pyllm import models
+from pyllm.cli.serve import tuned
+from pyllm.routes import present, tuning
+from pyllm.routes.devices import DEVICES
+from pyllm.routes.tablefile import load
+from pyllm.routes.tuning import Measured
 from pyllm.server.port import free_port
 
 
@@ -167,3 +174,33 @@ def test_repro_run_gives_json(pyllm, lying_binary):
     assert outcome.code == 1
     assert report["counts"] == {"pass": 0, "fail": 1, "skipped": 1}
     assert report["verdicts"][1]["failure"]["command"]
+
+
+def test_a_server_gets_the_table_of_a_tuning(tmp_path, monkeypatch, capsys):
+    here = replace(DEVICES["sm_90"], products="NVIDIA H200")
+    made = tuning.made_here(here, "580.1", [Measured("128/128", "f16/f16", 1, 1, 1, 256, 1.0, 9.0, "vec")])
+    path = tmp_path / "tuning.json"
+    tuning.write(made, path)
+    with tuned(None) as environment:
+        assert environment == {}
+    with tuned(path) as environment:
+        assert environment == {}
+    assert "is not used: there is no GPU here" in capsys.readouterr().err
+    monkeypatch.setattr(present, "present_devices", lambda: [here])
+    monkeypatch.setattr(tuning, "driver_version", lambda _: "580.1")
+    with tuned(path) as environment:
+        file = Path(environment["PYLLM_ROUTES"])
+        assert load(file.read_text()) == tuning.table(made)
+    assert not file.exists()
+    assert "measured on NVIDIA H200" in capsys.readouterr().err
+
+
+def test_run_says_what_came_of_a_tuning(pyllm, pair, tmp_path):
+    path = tmp_path / "tuning.json"
+    tuning.write(tuning.made_here(DEVICES["sm_90"], "", []), path)
+    done = pyllm("run", pair[0], "hello", "-n", "2", "--tuning", str(path))
+    assert done.code == 0
+    assert "is not used: there is no GPU here; the built-in rows decide" in done.err
+    done = pyllm("run", pair[0], "hello", "-n", "2", "--tuning", str(tmp_path / "none"))
+    assert done.code == 1
+    assert "cannot be read" in done.err
