@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path  # noqa: TC003 - typer reads it at run time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from pyllm.bench.attention.command import attention
+from pyllm.cli import options  # noqa: TC001 - typer reads it at run time
 from pyllm.config import EngineConfig, SpecConfig, parse
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ def decode(  # noqa: PLR0917 - typer passes options by name
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 32,
     tokens: Annotated[int, typer.Option("-n", help="Tokens generated for each prompt.")] = 64,
     rounds: Annotated[int, typer.Option(help="Rounds on each side; medians are compared.")] = 5,
+    decoding: Annotated[bool, typer.Option("--decoding", help="Time what comes after each request's first tokens; prompts stay the same.")] = False,
+    type_k: options.KeyType = "f16",
+    type_v: options.ValueType = "f16",
     width: Annotated[int, typer.Option(help="Width factor of the model that is made when none is given.")] = 16,
     server: Annotated[Path | None, typer.Option(help="Server binary to compare with.", envvar="PYLLM_SERVER")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -68,13 +72,23 @@ def decode(  # noqa: PLR0917 - typer passes options by name
                     "spec": speculation,
                     "slots": count,
                     "ctx": ctx * count,
+                    "kv_types": (type_k, type_v),
                 },
             )
-            work = Workload(count, prompt_tokens, tokens, rounds)
+            work = Workload(count, prompt_tokens, tokens, rounds, decoding)
             with talk.status("starting") as status:
                 results.append(measure(config, work, binary, status.update))
     if as_json:
-        facts = {"model": model, "draft": draft, "spec": spec, "prompt_tokens": prompt_tokens, "tokens": tokens, "rounds": rounds}
+        facts: dict[str, Any] = {
+            "model": model,
+            "draft": draft,
+            "spec": spec,
+            "n_max": n_max,
+            "prompt_tokens": prompt_tokens,
+            "tokens": tokens,
+            "rounds": rounds,
+        }
+        facts |= {"decoding": decoding, "kv_types": [type_k, type_v]}
         json.dump(machine() | facts | {"results": [result.to_json() for result in results]}, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return

@@ -16,25 +16,32 @@ from pyllm.server.client import ServerClient
 from pyllm.server.process import ServerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from pyllm.config import EngineConfig
+    from pyllm.engine.result import Chunk
+    from pyllm.server.client import ServerChunk
 
 
 @dataclass(frozen=True)
 class Workload:
-    """``slots`` prompts of ``prompt_tokens`` tokens at once, ``max_tokens`` generated for each, greedy, ``rounds`` times on each side."""
+    """``slots`` prompts of ``prompt_tokens`` tokens at once, ``max_tokens`` generated for each, greedy, ``rounds`` times on each side.
+
+    ``decoding`` leaves the prompts out: they stay the same, so that both sides may reuse what they hold of them, and a rate counts what comes
+    after each request's first tokens.
+    """
 
     slots: int
     prompt_tokens: int
     max_tokens: int
     rounds: int
+    decoding: bool = False
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Generated tokens per second over all slots, prompt included in the time: median, lowest and highest round.
+    """Generated tokens per second over all slots, prompt included in the time unless only decoding is timed: median, lowest and highest round.
 
     ``ratio`` is the median over rounds of engine over server, each round against its own: the machine's speed drifts by more between
     rounds than the two sides differ. ``same_tokens`` says whether both sides wrote the same in every round.
@@ -67,8 +74,28 @@ def prompts(workload: Workload, n_vocab: int, salt: int) -> list[list[int]]:
     ]
 
 
+@dataclass(frozen=True)
+class _Piece:
+    at: float
+    tokens: tuple[int, ...]
+
+
+def _rate(streams: list[list[_Piece]]) -> tuple[float, list[list[int]]]:
+    """Tokens per second after the first piece of each stream, and all tokens."""
+    rates = [sum(len(piece.tokens) for piece in pieces[1:]) / (pieces[-1].at - pieces[0].at) for pieces in streams]
+    return sum(rates), [[token for piece in pieces for token in piece.tokens] for pieces in streams]
+
+
+def _pieces(chunks: Iterable[Chunk | ServerChunk]) -> list[_Piece]:
+    return [_Piece(time.perf_counter(), chunk.tokens) for chunk in chunks if chunk.tokens]
+
+
 def _time_engine(llm: LLM, workload: Workload, salt: int) -> tuple[float, list[list[int]]]:
     texts = prompts(workload, llm.model.info.n_vocab, salt)
+    if workload.decoding:
+        requests = [llm.submit(text, max_tokens=workload.max_tokens, temperature=0.0, ignore_eos=True) for text in texts]
+        with concurrent.futures.ThreadPoolExecutor(workload.slots) as pool:
+            return _rate(list(pool.map(_pieces, requests)))
     begin = time.perf_counter()
     results = llm.generate(texts, max_tokens=workload.max_tokens, temperature=0.0, ignore_eos=True)
     seconds = time.perf_counter() - begin
@@ -78,6 +105,8 @@ def _time_engine(llm: LLM, workload: Workload, salt: int) -> tuple[float, list[l
 def _time_server(client: ServerClient, workload: Workload, salt: int, n_vocab: int) -> tuple[float, list[list[int]]]:
     texts = prompts(workload, n_vocab, salt)
     with concurrent.futures.ThreadPoolExecutor(workload.slots) as pool:
+        if workload.decoding:
+            return _rate(list(pool.map(lambda text: _pieces(client.stream(text, n=workload.max_tokens)), texts)))
         begin = time.perf_counter()
         answers = list(pool.map(lambda text: client.completion(text, n=workload.max_tokens, cache=False), texts))
         seconds = time.perf_counter() - begin
@@ -130,12 +159,13 @@ def measure(config: EngineConfig, workload: Workload, binary: Path, progress: Ca
         for number in range(workload.rounds):
             progress(f"{workload.slots} slots, round {number + 1} of {workload.rounds}")
             # Who goes first alternates: a machine that slows down over a round would favour one side.
+            salt = -1 if workload.decoding else number
             for side in ("engine", "server") if number % 2 == 0 else ("server", "engine"):
                 if side == "engine":
-                    rate, ours = _time_engine(llm, workload, number)
+                    rate, ours = _time_engine(llm, workload, salt)
                     engine.append(rate)
                 else:
-                    rate, theirs = _time_server(client, workload, number, n_vocab)
+                    rate, theirs = _time_server(client, workload, salt, n_vocab)
                     server.append(rate)
             same = same and ours == theirs
         after = llm.stats()

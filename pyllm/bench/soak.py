@@ -9,7 +9,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +68,10 @@ class Soak:
     digest: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """All fields."""
-        return asdict(self)
+        """All fields, and the growth of memory."""
+        # `asdict` takes a Counter for a list of pairs.
+        plain = {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
+        return plain | {"growth": self.growth}
 
     @property
     def growth(self) -> float:

@@ -70,8 +70,9 @@ def make(
         width: multiplies the stream's and the feed-forward width. A drafter needs its target's.
         layers: blocks of the target, or of the drafter, instead of the recipe's own number. A block drafter reads fixed
             layers of its target, which therefore must not have fewer than its recipe.
-        size: ``"tiny"``; ``"60m"``, of about 60 million weights; ``"8b"``, of a real model's shape. A block drafter
-            needs its target's. Layers of the larger ones are noise, alike for every seed.
+        size: ``"tiny"``; ``"60m"``, of about 60 million weights; ``"8b"``, of a real model's shape; ``"slice"``, a real
+            model's widths, heads and trained context in fewer layers. A drafter in a file of its own needs its target's,
+            where it has one. Layers of the larger ones are noise, alike for every seed.
         n_vocab: tokens, those beyond the recipe's own unused. A drafter needs its target's.
         tensor_type: of the larger sizes' layers: ``"f16"``, ``"q8_0"`` or ``"q4_0"``. Block drafters stay in F16.
 

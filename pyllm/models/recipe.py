@@ -130,13 +130,14 @@ def _block_drafter(target: Recipe, *taps: int, scaled: bool = False, mrope: bool
     )
 
 
-def _assistant(target: Recipe, size: gemma4.Size, description: str) -> Recipe:
+def _assistant(target: Recipe, size: gemma4.Size, description: str, slice_of: gemma4.Size | None = None) -> Recipe:
     return Recipe(
         f"{target.name}-assistant",
         description,
         "gemma4-assistant",
         "drafter",
         partial(gemma4.assistant, size),
+        {"slice": partial(gemma4.assistant, slice_of)} if slice_of else {},
         spec="mtp",
         targets=(target.name,),
     )
@@ -190,6 +191,7 @@ _GEMMA4_31B = Recipe(
     "gemma4",
     "target",
     partial(gemma4.target, gemma4.DENSE_31B),
+    {"slice": partial(gemma4.target, gemma4.SLICE_31B)},
     drafters=(("mtp", "gemma4-31b-assistant"), ("dflash", "gemma4-31b-dflash")),
 )
 _QWEN35 = Recipe(
@@ -198,7 +200,11 @@ _QWEN35 = Recipe(
     "qwen35",
     "target",
     qwen35.blueprint,
-    {"60m": partial(qwen35.blueprint, size=qwen35.M60), "8b": partial(qwen35.blueprint, size=qwen35.B8)},
+    {
+        "60m": partial(qwen35.blueprint, size=qwen35.M60),
+        "8b": partial(qwen35.blueprint, size=qwen35.B8),
+        "slice": partial(qwen35.blueprint, size=qwen35.SLICE_27B),
+    },
     drafters=(("mtp", None), ("dflash", "qwen35-dflash"), ("dflash", "qwen35-dflash2")),
 )
 _FALCON_H1 = Recipe(
@@ -249,7 +255,7 @@ _RECIPES: tuple[Recipe, ...] = (
     _GEMMA4_12B,
     _assistant(_GEMMA4_12B, gemma4.DENSE_12B, "MTP assistant of gemma4-12b: heads 8/1 on global layers."),
     _GEMMA4_31B,
-    _assistant(_GEMMA4_31B, gemma4.DENSE_31B, "MTP assistant of gemma4-31b: heads 8/2 on global layers."),
+    _assistant(_GEMMA4_31B, gemma4.DENSE_31B, "MTP assistant of gemma4-31b: heads 8/2 on global layers.", gemma4.SLICE_31B),
     _block_drafter(_GEMMA4_31B, 1, 3, 5, scaled=True),
     _QWEN35,
     _block_drafter(_QWEN35, 1, 2, 3, mrope=True),

@@ -22,6 +22,18 @@ def test_prompts_share_no_prefix() -> None:
     assert all(259 <= token < 512 for row in rows for token in row)
 
 
+def test_only_decoding_is_timed() -> None:
+    model, work = models.make("llama", family="successor"), Workload(2, 200, 16, 2, decoding=True)
+    config = EngineConfig(model=model, slots=2, ctx=1024, kv_types="q8_0")
+    result = measure(config, work, find_server(), lambda _: None)
+    assert result.same_tokens
+    assert 0 < result.engine_range[0] <= result.engine
+    # Over a prompt of 200 tokens, 16 generated ones take the smaller part of the time: left out, the rate is much higher.
+    whole = measure(config, Workload(2, 200, 16, 2), find_server(), lambda _: None)
+    assert result.engine > whole.engine
+    assert result.server > whole.server
+
+
 def test_both_sides_write_the_same() -> None:
     arguments = ["decode", "-m", str(models.make("llama", family="successor")), "-md", str(models.make("llama-dflash", family="successor"))]
     done = CliRunner().invoke(app, [*arguments, "--spec", "dflash", "-np", "2", "--rounds", "2", "-n", "12", "--json"])

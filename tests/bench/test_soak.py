@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from typer.testing import CliRunner
 
 from pyllm.bench import soak as soaking
+from pyllm.bench.command import app
 from pyllm.engine.scheduler import Scheduler
 from pyllm.errors import InternalError
 
@@ -39,3 +43,16 @@ def test_a_lost_request_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyllm.engine.request.Request.emit", lambda *_: None)
     with pytest.raises(InternalError, match=r"seed 1: \d+ requests never ended"):
         soaking.soak(soaking.engines()["qwen35, mtp"], 100, 1)
+
+
+def test_its_report_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soaking, "SHARES", {"llama, dflash, shifted": 1.0})
+    monkeypatch.setattr(soaking, "engines", lambda engines=soaking.engines: {name: config for name, config in engines().items() if name in soaking.SHARES})
+    done = CliRunner().invoke(app, ["soak", "--cycles", "200", "--json"])
+    assert done.exit_code == 0, done.output
+    (result,) = json.loads(done.stdout)["results"].values()
+    assert result["cycles"] == 200
+    assert result["events"]["arrive"] > 0
+    assert sum(result["ends"].values()) > 0
+    assert len(result["digest"]) == 64
+    assert result["growth"] == result["resident"][3] / result["resident"][1] - 1

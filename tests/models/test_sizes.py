@@ -31,6 +31,22 @@ def test_eight_billion_have_a_real_models_shape(name, architecture):
     assert plan.metadata["attention.head_count_kv"] in {4, 8}
 
 
+@pytest.mark.parametrize(
+    ("name", "heads", "kv", "dims"),
+    [("gemma4-31b", 32, [16] * 5 + [4], (512, 256)), ("qwen35", 24, 4, (256, None)), ("gemma4-31b-assistant", 16, [16] * 3 + [4], (512, 256))],
+)
+def test_a_slice_has_a_real_models_attention(name, heads, kv, dims):
+    plan = recipe_module.find(name).blueprint("successor", size="slice")
+    assert plan.metadata["attention.head_count"] == heads
+    found = plan.metadata["attention.head_count_kv"]
+    assert found == kv if isinstance(kv, int) else found[-len(kv) :] == kv
+    assert (plan.metadata["attention.key_length"], plan.metadata.get("attention.key_length_swa")) == dims
+    assert plan.metadata["context_length"] == 131072
+    if name != "gemma4-31b-assistant":
+        assert plan.n_embd in {5120, 5376}
+        assert 3e9 < sum(int(np.prod(tensor.shape)) for tensor in plan.tensors) < 7e9
+
+
 def test_drafters_are_small_beside_their_targets(tmp_path):
     target = n_weights(models.make("llama", tmp_path / "t.gguf", family="successor", size="60m"))
     assert n_weights(models.make("llama-dflash", tmp_path / "d.gguf", family="successor", size="60m")) < target / 10

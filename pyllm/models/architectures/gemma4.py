@@ -40,6 +40,12 @@ class Size:
         period: every how many layers, counted from the last, one is global; 0 for only the last and the last with KV
             of its own.
         layers: blocks unless the caller wants another number.
+        n_embd: width of the stream.
+        n_ff: feed-forward width.
+        n_embd_assistant: width of the assistant's stream.
+        window: tokens that a sliding-window layer sees.
+        context: tokens that the model says it was trained with.
+        dense: see :class:`~pyllm.models.blueprint.Blueprint`.
 
     """
 
@@ -50,10 +56,17 @@ class Size:
     shared: bool
     period: int
     layers: int
+    n_embd: int = N_EMBD
+    n_ff: int = N_FF
+    n_embd_assistant: int = N_EMBD_ASSISTANT
+    window: int = SLIDING_WINDOW
+    context: int = 8192
+    dense: bool = False
 
 
 E4B = Size(8, 2, 2, 4, shared=True, period=0, layers=6)
 DENSE_31B = Size(16, 2, 8, 8, shared=False, period=6, layers=6)
+SLICE_31B = Size(32, 4, 16, 16, shared=False, period=6, layers=12, n_embd=5376, n_ff=21504, n_embd_assistant=1024, window=1024, context=131072, dense=True)
 DENSE_12B = Size(16, 1, 8, 8, shared=False, period=6, layers=6)
 
 
@@ -65,6 +78,7 @@ def _swa(size: Size, n_layer: int) -> list[bool]:
 
 def _heads(count: int, swa: bool, content: float = 0.0) -> Heads:
     if swa:
+        # The smallest window of any size: what is within reach there is in all of them.
         return Heads(count, HEAD_DIM_SWA, HEAD_DIM_SWA, FREQ_BASE_SWA, 1.0, normed=True, reach=SLIDING_WINDOW * 3 // 4)
     return Heads(count, HEAD_DIM, HEAD_DIM, FREQ_BASE, 1.0, normed=True, still=HEAD_DIM // 8, content=content)
 
@@ -80,7 +94,7 @@ def _rope_freqs(part: Part) -> Tensor:
 def _metadata(size: Size, n_embd: int, n_ff: int, n_head: int, swa: list[bool]) -> dict[str, Value]:
     return {
         "vocab_size": N_VOCAB,
-        "context_length": 8192,
+        "context_length": size.context,
         "embedding_length": n_embd,
         "block_count": len(swa),
         "feed_forward_length": n_ff,
@@ -91,7 +105,7 @@ def _metadata(size: Size, n_embd: int, n_ff: int, n_head: int, swa: list[bool]) 
         "attention.key_length_swa": HEAD_DIM_SWA,
         "attention.value_length_swa": HEAD_DIM_SWA,
         "attention.layer_norm_rms_epsilon": 1e-6,
-        "attention.sliding_window": SLIDING_WINDOW,
+        "attention.sliding_window": size.window,
         "attention.sliding_window_pattern": swa,
         "rope.dimension_count": HEAD_DIM,
         "rope.dimension_count_swa": HEAD_DIM_SWA,
@@ -114,7 +128,7 @@ def target(size: Size, width: int = 1, layers: int | None = None) -> Blueprint:
             f"gemma4 needs at least {least} layers, not {n_layer}",
             f"the last two layers are one sliding-window and one global layer; ask for {least} or more",
         )
-    n_embd, n_ff = N_EMBD * width, N_FF * width
+    n_embd, n_ff = size.n_embd * width, size.n_ff * width
     swa = _swa(size, n_layer)
     n_shared = 2 if size.shared else 0
     n_per_layer = N_EMBD_PER_LAYER if size.shared else 0
@@ -122,7 +136,7 @@ def target(size: Size, width: int = 1, layers: int | None = None) -> Blueprint:
     metadata["attention.shared_kv_layers"] = n_shared
     metadata["embedding_length_per_layer_input"] = n_per_layer
     metadata["final_logit_softcapping"] = 30.0
-    plan = Blueprint("gemma4", metadata, n_embd=n_embd, n_embd_target=n_embd)
+    plan = Blueprint("gemma4", metadata, n_embd=n_embd, n_embd_target=n_embd, dense=size.dense)
     add = plan.tensors.extend
     add(frame(n_embd, N_VOCAB, embed_gain=n_embd**-0.5))
     add([_rope_freqs(Part.TARGET)])
@@ -167,7 +181,7 @@ def assistant(size: Size, width: int = 1, layers: int | None = None) -> Blueprin
             f"gemma4-assistant needs at least 2 layers, not {n_layer}",
             "one sliding-window and one global layer are the least",
         )
-    n_embd, n_ff, n_target = N_EMBD_ASSISTANT * width, N_FF * width, N_EMBD * width
+    n_embd, n_ff, n_target = size.n_embd_assistant * width, N_FF * width, size.n_embd * width
     swa = [i != n_layer - 1 for i in range(n_layer)]
     metadata = _metadata(size, n_embd, n_ff, size.n_head_assistant, swa)
     metadata["attention.shared_kv_layers"] = n_layer

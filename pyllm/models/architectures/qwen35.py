@@ -31,6 +31,7 @@ class Size:
         n_group: key heads of the delta net.
         n_v_head: its value heads.
         layers: blocks of the target unless the caller wants another number.
+        context: tokens that the model says it was trained with.
         dense: see :class:`~pyllm.models.blueprint.Blueprint`.
 
     """
@@ -42,11 +43,13 @@ class Size:
     n_group: int
     n_v_head: int
     layers: int
+    context: int = 8192
     dense: bool = False
 
 
 TINY = Size(256, 128, 12, 2, 2, 4, FULL_ATTENTION_INTERVAL)
 M60 = Size(512, 1536, 4, 2, 4, 8, 16, dense=True)
+SLICE_27B = Size(5120, 17408, 24, 4, 16, 48, 12, context=131072, dense=True)
 B8 = Size(4096, 12288, 16, 4, 16, 32, 32, dense=True)
 
 
@@ -69,7 +72,7 @@ def blueprint(width: int = 1, layers: int | None = None, *, size: Size = TINY) -
         "qwen35",
         {
             "vocab_size": N_VOCAB,
-            "context_length": 8192,
+            "context_length": size.context,
             "embedding_length": n_embd,
             "block_count": n_layer + 1,
             "nextn_predict_layers": 1,
