@@ -52,7 +52,7 @@ def make(  # noqa: PLR0917 - options are given by name
     nan_after: Annotated[str | None, typer.Option(help="`always`, or the token after which a drafter's logits are NaN.")] = None,
     width: Annotated[int, typer.Option(help="Multiplies the widths.")] = 1,
     layers: Annotated[int | None, typer.Option(help="Blocks, instead of the recipe's own number.")] = None,
-    size: Annotated[str, typer.Option(help="tiny; or 60m or 8b weights, which some recipes come in.")] = "tiny",
+    size: Annotated[str, typer.Option(help="tiny; 60m or 8b weights, or slice (a real model with fewer layers), which some recipes come in.")] = "tiny",
     n_vocab: Annotated[int | None, typer.Option("--vocab", help="Tokens, those beyond the recipe's own unused.")] = None,
     tensor_type: Annotated[str, typer.Option("--type", help="Of the larger sizes' layers: f16, q8_0 or q4_0.")] = "f16",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

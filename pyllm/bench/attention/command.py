@@ -57,6 +57,7 @@ def attention(  # noqa: PLR0917 - options are given by name
     ctx: options.Context = 0,
     ubatch: options.MicroBatch = 512,
     device: Annotated[str | None, typer.Option(help="The device, as `pyllm doctor` names it; the first GPU without, or the CPU.", metavar="NAME")] = None,
+    route: Annotated[str | None, typer.Option(help="Time this route in place of the table's.", metavar="ROUTE")] = None,
     against: Annotated[str, typer.Option(help=f"What ours is compared with: {', '.join(SIDES)}.", metavar="NAME,...")] = ",".join(SIDES),
     rounds: Annotated[int, typer.Option(help="Rounds; medians are compared.", min=1)] = 15,
     cold: Annotated[
@@ -82,7 +83,7 @@ def attention(  # noqa: PLR0917 - options are given by name
     if tune is not None:
         _tune(tune, chosen[0], wanted, rounds=rounds, mib=mib)
         return
-    _measure(chosen, wanted, _sides(against, chosen[1]), rounds=rounds, mib=mib, out=out, as_json=as_json)
+    _measure(chosen, wanted, _sides(route, against, chosen[1]), rounds=rounds, mib=mib, out=out, as_json=as_json)
 
 
 def _one_source(given: dict[str, Any]) -> None:
@@ -177,9 +178,13 @@ def _of_model(given: dict[str, Any]) -> Iterator[Shape]:
         yield from from_plan(plan(target, draft, parse(Flags, values), [resolve("sm_90")]), **rows)
 
 
-def _sides(against: str, device: Device) -> list[Side]:
+def _sides(route: str | None, against: str, device: Device) -> list[Side]:
     from pyllm.bench.attention import torch_sides  # noqa: PLC0415 - loads the native library
-    from pyllm.bench.attention.side import Ours, Upstream  # noqa: PLC0415
+    from pyllm.bench.attention.side import Forced, Ours, Upstream  # noqa: PLC0415
+    from pyllm.routes.row import ROUTES  # noqa: PLC0415
+
+    if route is not None and route not in ROUTES:
+        raise ConfigError(f"route `{route}` is not known", f"choose from {', '.join(ROUTES)}")
 
     names = against.split(",") if against else []
     for name in names:
@@ -190,7 +195,7 @@ def _sides(against: str, device: Device) -> list[Side]:
         "flashinfer": lambda: torch_sides.FlashInfer(torch_sides.torch_device(device.name)),
         "sdpa": lambda: torch_sides.Sdpa(torch_sides.torch_device(device.name)),
     }
-    return [Ours(), *(makers[name]() for name in SIDES if name in names)]
+    return [Forced(route, 0, name="ours") if route else Ours(), *(makers[name]() for name in SIDES if name in names)]
 
 
 def _tune(path: Path, index: int, shapes: Sequence[Shape], *, rounds: int, mib: int) -> None:

@@ -69,8 +69,8 @@ class Ours:
 class Forced(Ours):
     """One route, whatever the table says."""
 
-    def __init__(self, route: str, lane: int) -> None:
-        self.name, self.route, self.lane = route, route, lane
+    def __init__(self, route: str, lane: int, name: str = "") -> None:
+        self.name, self.route, self.lane = name or route, route, lane
 
     def prepare(self, attention: Attention, node: Node) -> str:
         """See :class:`Side`."""
@@ -93,8 +93,7 @@ class Upstream(Forced):
     """The route that the table has without ``verify``: the kernel that upstream's dispatcher sends the node to or, of what it declines, the nearest."""
 
     def __init__(self) -> None:
-        super().__init__("reference", 1)
-        self.name = "upstream"
+        super().__init__("reference", 1, name="upstream")
 
     def prepare(self, attention: Attention, node: Node) -> str:
         """See :class:`Side`."""

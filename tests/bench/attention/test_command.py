@@ -46,6 +46,11 @@ def test_json(tmp_path):
     assert upstream["refusal"]
 
 
+def test_a_route_may_be_named():
+    done = run("--head", "64/64", "--n-kv", "256", "--route", "verify", "--against", "", "--json")
+    assert [one["refusal"] for result in json.loads(done.stdout)["results"] for one in result["timings"]] == ["this device has no routes"] * 9
+
+
 def test_the_nodes_of_a_model():
     done = run("-m", models.make("llama"), "-c", 512, "-ub", 64, "--against", "", "-ctk", "f16,q8_0")
     assert done.exit_code == 0, done.output
@@ -62,6 +67,7 @@ def test_the_nodes_of_a_model():
         (["--n-kv", "1,,2"], "--n-kv is `1,,2`"),
         (["--device", "CUDA99"], "there is no device `CUDA99`"),
         (["--against", "vllm"], "`vllm` is nothing"),
+        (["--route", "fast"], "route `fast` is not known"),
         (["-c", "512"], "flags of a model"),
         (["-m", "a.gguf", "--shapes", "b"], "together"),
         (["-m", "a.gguf", "--heads", "8/2"], "--heads is for nodes in numbers"),

@@ -1,0 +1,70 @@
+"""Every instance of the verify kernels compiles for every kind of device, and keeps its values in registers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pyllm.bench.attention.shapes import from_file
+from pyllm.bench.instances import kernels, record, shapes
+from pyllm.errors import ConfigError
+from pyllm.routes.verify import HEADS, INSTANCES, Instance, choose, takes_types
+
+RECORD = Path(__file__).parents[2] / "repro/results/verify-instances.json"
+TEXT = """\
+ptxas info    : Compiling entry function '_ZN5pyllm6verify6attendINS0_4TileILi128ELi128ELi64ELi32ELi4ELi8ELi8ELi8EEELi2EEEvNS0_9ArgumentsE' for 'sm_80'
+ptxas info    : Function properties for _ZN5pyllm6verify6attendINS0_4TileILi128ELi128ELi64ELi32ELi4ELi8ELi8ELi8EEELi2EEEvNS0_9ArgumentsE
+    0 bytes stack frame, 8 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 182 registers, used 1 barriers, 128 bytes smem, 592 bytes cmem[0], 80 bytes cmem[2]
+ptxas info    : Compiling entry function '_ZN5pyllm6verify4joinEv' for 'sm_80'
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 9 registers
+"""
+
+
+def test_what_the_compiler_says_is_read():
+    (kernel,) = kernels(TEXT)
+    assert Instance(*kernel.pop("instance")) == Instance(128, 128, 64, 32, 4, 8, "any", "any", 2)
+    assert kernel == {"arch": 80, "registers": 182, "spilled": 24, "static": 128}
+
+
+@pytest.mark.parametrize("smem", [232448, 101376])
+def test_a_sample_reaches_each_instance_that_a_device_chooses(tmp_path, smem):
+    found = shapes(smem)
+    path = tmp_path / "shapes"
+    path.write_text("\n".join(found.values()))
+    for one, shape in zip(found, from_file(path), strict=True):
+        node = shape.node
+        rows = node.n_head // node.n_head_kv * node.n_q
+        assert choose((node.d_k, node.d_v), node.type_k, node.type_v, rows, smem) == one
+    # What is chosen with any number of rows at all.
+    every = {
+        choose(head, kind, kind, rows, smem)
+        for head in HEADS
+        for kind in ("f16", "q8_0", "q4_0", "bf16", "q5_1")
+        for rows in range(1, 65)
+        if takes_types(head[0], kind)
+    }
+    assert every - {None} <= set(found)
+    assert {(one.d_k, one.d_v) for one in found} == set(HEADS)
+
+
+def test_an_instance_that_is_missing_is_told(tmp_path):
+    (tmp_path / "sm_80-d128.txt").write_text(TEXT)
+    with pytest.raises(ConfigError, match=f"{len(INSTANCES) - 1} instances were not compiled, such as .* for sm_80"):
+        record(tmp_path, "abc", "13.0", [80])
+
+
+def test_each_instance_compiles_for_each_kind_of_device_without_spills():
+    found = json.loads(RECORD.read_text(encoding="utf-8"))["results"]["kernels"]
+    archs = {kernel["arch"] for kernel in found}
+    # 163 KB of shared memory for a block (8.0), 99 KB (8.6, 8.9, 12.0), 227 KB (9.0, 10.0).
+    assert archs >= {80, 86, 89, 90, 100, 120}
+    for arch in archs:
+        assert {Instance(*kernel["instance"]) for kernel in found if kernel["arch"] == arch} >= set(INSTANCES)
+    assert [kernel for kernel in found if kernel["spilled"]] == []
+    for kernel in found:
+        one = Instance(*kernel["instance"])
+        assert kernel["registers"] * 32 * one.warps * one.blocks <= 65536, kernel
