@@ -55,7 +55,7 @@ def dflash():
     """Two drafters in a chain, the second one always right."""
     target, draft = models.make("llama", family="successor"), models.make("llama-dflash", family="successor")
     types = ["--spec-type", "ngram-map-k,draft-dflash", "--spec-ngram-map-k-size-n", 48, "--spec-draft-n-max", 4]
-    with start("-m", target, "-md", draft, *types, "-np", 2, "-c", 4096, "-b", 256, "--metrics") as server:
+    with start("-m", target, "-md", draft, *types, "-np", 2, "-c", 4096, "-b", 256, "-t", 1, "-tb", 1, "--metrics") as server:
         yield server
 
 
@@ -102,7 +102,7 @@ def test_a_drafter_that_is_off():
     family: dict[str, Any] = {"family": "successor", "seed": 12}
     target, draft = models.make("gemma4", **family), models.make("gemma4-assistant", **family, nan_after="always")
     with (
-        start("-m", target, "-md", draft, "--spec-type", "draft-mtp", "-np", 2, "-c", 1024, "--metrics") as server,
+        start("-m", target, "-md", draft, "--spec-type", "draft-mtp", "-np", 2, "-c", 1024, "-t", 1, "-tb", 1, "--metrics") as server,
         ServerClient(server.url) as client,
     ):
         _, seen = watch(server, {"prompt": prompt_tokens(0, 24), "n_predict": 400}, "draft-mtp")
