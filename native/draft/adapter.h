@@ -1,6 +1,7 @@
 // Our drivers behind upstream's interface, for its server. Included by the patched common/speculative.cpp after common_speculative_impl is defined.
 #pragma once
 
+#include "draft/boundary.h"
 #include "draft/driver.h"
 #include "draft/metrics.h"
 
