@@ -22,6 +22,9 @@ Verification = Literal["exact", "rejection"]
 #: Short names people write, and upstream's names for them.
 SPEC_ALIASES = {"mtp": "draft-mtp", "dflash": "draft-dflash", "draft": "draft-simple", "ngram": "ngram-map-k"}
 
+#: Names by which one request might ask for a drafter. Drafters are chosen when the engine is made.
+DRAFTER_CHOICES = ("spec", "spec_type", "drafter", "draft", "speculative_config")
+
 #: Types that need no draft model and no prediction heads.
 NGRAM_TYPES = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod")
 
@@ -216,6 +219,25 @@ class EngineConfig(Settings):
                 f"use batch {self.slots} or more, or fewer slots",
             )
         return self
+
+
+def check_choice(request: dict[str, Any], spec: SpecConfig | None) -> None:
+    """A request's settings name no drafter: those of ``spec`` draft for all.
+
+    Raises:
+        ConfigError: with the name, the drafters that there are and what a request can choose.
+    """
+    for name in DRAFTER_CHOICES:
+        if name in request:
+            there = (
+                f"this engine drafts with `{','.join(spec.types)}`, as `spec` said when it was made"
+                if spec is not None
+                else "this engine has none: make it with `spec`"
+            )
+            raise ConfigError(
+                f"a request cannot choose its drafter, and `{name}` is {request[name]!r}",
+                f"{there}; a request has `speculate`, `draft_depth` and `draft_p_min`",
+            )
 
 
 def check_batch(*, batch: int, slots: int, depth: int) -> None:

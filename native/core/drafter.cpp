@@ -3,7 +3,7 @@
 #include "core/error.h"
 #include "core/link.h"
 #include "core/model.h"
-#include "draft/graph_shapes.h"
+#include "draft/resting.h"
 
 #include <algorithm>
 #include <cmath>

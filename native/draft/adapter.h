@@ -1,12 +1,15 @@
 // Our drivers behind upstream's interface, for its server. Included by the patched common/speculative.cpp after common_speculative_impl is defined.
 #pragma once
 
+#include "draft/boundary.h"
 #include "draft/driver.h"
+#include "draft/metrics.h"
 
 #include "log.h"
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace pyllm::draft {
 
@@ -68,6 +71,7 @@ struct common_speculative_impl_driven : public common_speculative_impl {
     std::unique_ptr<pyllm::draft::driver> driver;
     std::vector<pyllm::draft::request>    requests;
     uint64_t                              n_reported = 0; // failures that the log knows
+    int64_t                               t_rows_us  = 0; // taking over rows of the target
 
     common_speculative_impl_driven(common_speculative_type type, const common_params_speculative & params, uint32_t n_seq) : common_speculative_impl(type, n_seq, params.draft.n_max) {
         pyllm::draft::settings config;
@@ -108,7 +112,9 @@ struct common_speculative_impl_driven : public common_speculative_impl {
 
     // A sequence that cannot follow drafts no more; requests go on.
     bool process(const common_batch & batch) override {
+        const int64_t begin = ggml_time_us();
         driver->process(batch);
+        t_rows_us += ggml_time_us() - begin;
         report();
         return true;
     }
@@ -174,3 +180,42 @@ struct common_speculative_impl_driven : public common_speculative_impl {
         }
     }
 };
+
+namespace pyllm::draft {
+
+// Tells /metrics what the drafters have done so far; last: per sequence, the one whose draft it had last, or NULL.
+template <class Impls, class Last>
+void tell(const Impls & impls, const Last & last) {
+    std::vector<drafter_report> drafters;
+    std::vector<int32_t>        places(last.size(), -1);
+    for (const auto & impl : impls) {
+        for (size_t seq = 0; seq < last.size(); ++seq) {
+            places[seq] = last[seq] == impl.get() ? (int32_t) drafters.size() : places[seq];
+        }
+        drafter_report one;
+        one.name          = common_speculative_type_to_str(impl->type);
+        one.n_max         = impl->n_max;
+        one.n_drafts      = impl->n_gen_drafts;
+        one.n_drafted     = impl->n_gen_tokens;
+        one.n_accepted    = impl->n_acc_tokens;
+        one.seconds_draft = 1e-6 * (double) impl->t_draft_us;
+        if (const auto * driven = dynamic_cast<const common_speculative_impl_driven *>(impl.get())) {
+            const counters & counts = driven->driver->stats();
+            one.ours         = true;
+            one.n_decodes    = counts.n_decodes;
+            one.n_rows       = counts.n_injected;
+            one.n_failures   = counts.n_failures;
+            one.seconds_rows = 1e-6 * (double) driven->t_rows_us;
+            one.off.resize(driven->n_seq);
+            for (llama_seq_id seq = 0; seq < (llama_seq_id) driven->n_seq; ++seq) {
+                if (driven->driver->off(seq)) {
+                    one.off[(size_t) seq] = driven->driver->why(seq);
+                }
+            }
+        }
+        drafters.push_back(std::move(one));
+    }
+    tell_drafters(std::move(drafters), std::move(places));
+}
+
+} // namespace pyllm::draft

@@ -94,6 +94,8 @@ public:
     // The next n decodes of the draft context fail: for tests.
     void fail_next(int32_t n) { n_failing_ = n; }
 
+    // Whether the sequence drafts no more, until it starts to generate anew.
+    bool off(llama_seq_id seq) const { return sequences_[(size_t) seq].off; }
     // Reason of the sequence's last failure, "" if there was none since it was empty.
     const std::string & why(llama_seq_id seq) const { return sequences_[(size_t) seq].why; }
 

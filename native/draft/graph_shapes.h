@@ -9,12 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-struct llama_context;
-
 namespace pyllm {
-
-// With `rest` decodes of this context copy no rows of its taps to the host.
-void rest_taps(llama_context * ctx, bool rest);
 
 template <typename Pointer> class graph_shapes {
 public:

@@ -3,6 +3,15 @@
 
 #include <cstdint>
 
+struct llama_context;
+
+namespace pyllm {
+
+// With `rest` decodes of this context copy no rows of its taps to the host.
+void rest_taps(llama_context * ctx, bool rest);
+
+} // namespace pyllm
+
 namespace pyllm::draft {
 
 // After twice as many plain steps it rests. From then on only its newest rows are kept, this many to twice as many: to inject them all would cost as much as

@@ -42,10 +42,18 @@ void add_draft_fields(std::vector<std::unique_ptr<server_schema::field>> & field
         }
         params.draft_limits.p_min = value.get<float>();
     });
-    // a client may send back the settings of an answer, so the server's own value passes
-    add("speculative.types", "Not per request", [types = common_speculative_type_name_str(params_base.speculative.types)](field_eval_context &, const json & data) {
-        if (data.at("speculative.types") != types) {
-            throw std::invalid_argument("the drafters are chosen when the server starts: `" + types + "`; start it with another --spec-type");
+    // a client may send back the settings of an answer, so the server's own value passes, as answers have it and as drafters are named
+    std::string drafters;
+    for (const common_speculative_type type : params_base.speculative.types) {
+        if (type != COMMON_SPECULATIVE_TYPE_NONE) {
+            drafters += (drafters.empty() ? "" : ",") + common_speculative_type_to_str(type);
+        }
+    }
+    add("speculative.types", "Not per request", [drafters, types = common_speculative_type_name_str(params_base.speculative.types)](field_eval_context &, const json & data) {
+        const json & value = data.at("speculative.types");
+        if (value != types && value != drafters) {
+            throw std::invalid_argument(value.dump() + " is not what drafts here: the drafters are chosen when the server starts, and it has " +
+                                        (drafters.empty() ? "none" : "`" + drafters + "`") + "; leave it out, or start the server with another --spec-type");
         }
     });
 }

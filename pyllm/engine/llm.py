@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pyllm._ffi import check_grammar, enable_crash_report, grammar_from_json_schema, route_counts
-from pyllm.config import EngineConfig, SamplingParams, SpecConfig, parse
+from pyllm.config import EngineConfig, SamplingParams, SpecConfig, check_choice, parse
 from pyllm.engine import chat, conversations, taps
 from pyllm.engine.request import Request
 from pyllm.engine.worker import Worker
@@ -211,6 +211,7 @@ class LLM:
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, overrides: dict[str, Any]) -> Request:
         tokens = self._tokens(prompt)
+        check_choice(overrides, self.config.spec)
         if params is None or overrides:
             base = params.model_dump(exclude_unset=True) if params is not None else {}
             params = parse(SamplingParams, base | overrides)

@@ -9,7 +9,7 @@ Some recipes also come in sizes for measurements, up to the shape of a real mode
 Two families of weights serve two questions. *random*: is the context what it should be? Greedy text depends on it,
 and any row of another sequence changes the text. *successor*: is the drafter fed what it should be? The next token is
 a known function of the last, a drafter is wrong after a chosen share of tokens, and acceptance is predictable to the
-token.
+token. Any target can be given eyes: :func:`projector` writes an image encoder for it.
 """
 
 from __future__ import annotations
@@ -17,5 +17,6 @@ from __future__ import annotations
 from pyllm.models.maker import make
 from pyllm.models.recipe import Recipe, recipes
 from pyllm.models.successor import drafter_table, expected_acceptance, successor
+from pyllm.models.vision import projector
 
-__all__ = ["Recipe", "drafter_table", "expected_acceptance", "make", "recipes", "successor"]
+__all__ = ["Recipe", "drafter_table", "expected_acceptance", "make", "projector", "recipes", "successor"]

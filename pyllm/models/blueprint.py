@@ -56,6 +56,7 @@ class Part(Enum):
     NEXTN = "nextn"  # a block inside the target's file that drafts from the target's hidden row
     ASSISTANT = "assistant"  # a file of its own that drafts from the target's hidden row and KV cache
     DFLASH = "dflash"  # a file of its own that fills a block of mask positions in one pass
+    EAGLE3 = "eagle3"  # a file of its own that drafts token by token from layer inputs of the target
     DRAFT = "draft"  # a model of its own that drafts from tokens alone
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pyllm.errors import ConfigError, NotFoundError
-from pyllm.models.architectures import dflash, falcon_h1, gemma4, llama, nemotron_h, qwen35, step35
+from pyllm.models.architectures import dflash, eagle3, falcon_h1, gemma4, llama, nemotron_h, qwen35, step35
 from pyllm.models.blueprint import Part
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Family = Literal["random", "successor"]
 Kind = Literal["target", "drafter"]
-Spec = Literal["mtp", "dflash", "draft"]
+Spec = Literal["mtp", "dflash", "eagle3", "draft"]
 BOTH: tuple[Family, ...] = ("random", "successor")
 TINY = "tiny"
 
@@ -150,7 +150,17 @@ _LLAMA = Recipe(
     "target",
     llama.blueprint,
     {"60m": partial(llama.blueprint, size=llama.M60), "8b": partial(llama.blueprint, size=llama.B8)},
-    drafters=(("dflash", "llama-dflash"), ("dflash", "llama-dflash-swa"), ("dflash", "llama-dflash2"), ("draft", "llama-draft")),
+    drafters=(("dflash", "llama-dflash"), ("dflash", "llama-dflash-swa"), ("dflash", "llama-dflash2"), ("eagle3", "llama-eagle3"), ("draft", "llama-draft")),
+)
+_LLAMA_EAGLE3 = Recipe(
+    "llama-eagle3",
+    f"EAGLE-3 drafter for llama: one layer, reads the inputs of layers {', '.join(map(str, eagle3.TAPS))}; pyllm-server runs it, the engine does not.",
+    "eagle3",
+    "drafter",
+    partial(eagle3.blueprint, llama.blueprint),
+    families=("random",),
+    spec="eagle3",
+    targets=("llama",),
 )
 _LLAMA_DRAFT = Recipe(
     "llama-draft",
@@ -247,6 +257,7 @@ _RECIPES: tuple[Recipe, ...] = (
     _block_drafter(_LLAMA, 1, 2, 3),
     _block_drafter(_LLAMA, 1, 2, 3, window=16),
     _block_drafter(_LLAMA, 1, 2, 3, selects=True),
+    _LLAMA_EAGLE3,
     _LLAMA_DRAFT,
     _LLAMA_OTHER_VOCAB,
     _GEMMA4,

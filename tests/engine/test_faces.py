@@ -26,7 +26,9 @@ FAMILY = {"family": "successor"}
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[pyllm.LLM]:
-    with pyllm.LLM(models.make("llama"), draft=models.make("llama-dflash"), spec={"types": "dflash", "depth_control": False}, slots=2, ctx=2048) as engine:
+    with pyllm.LLM(
+        models.make("llama"), draft=models.make("llama-dflash"), spec={"types": "dflash", "depth_control": False}, slots=2, ctx=2048, threads=1
+    ) as engine:
         yield engine
 
 
@@ -208,6 +210,44 @@ def test_impossible_requests_are_refused(llm: pyllm.LLM, wrong: dict[str, Any], 
         llm.generate("Hello", **({"max_tokens": 4} | wrong))
     assert caught.value.hint
     assert llm.generate("Hello", **GREEDY).tokens
+
+
+@pytest.mark.parametrize(
+    ("wrong", "value", "way_out"),
+    [
+        ({"spec": "mtp"}, "`spec` is 'mtp'", "drafts with `draft-dflash`"),
+        ({"drafter": "no-such"}, "`drafter` is 'no-such'", "`draft_depth`"),
+        ({"speculative_config": {"method": "mtp"}}, "'method': 'mtp'", "`speculate`"),
+        ({"draft_depth": 99}, "draft_depth 99 is over 7", "raise n_max"),
+        ({"draft_p_min": 1.5}, "`draft_p_min` is 1.5", "SamplingParams"),
+        ({"json_schema": {"enum": []}}, "enum", ""),
+    ],
+)
+def test_a_refusal_leaves_those_in_flight_alone(llm: pyllm.LLM, wrong: dict[str, Any], value: str, way_out: str) -> None:
+    """A drafter that the engine does not have, among others: drafters are the engine's, a request says how much it wants of them."""
+    prompts = [prompt_tokens(salt, 20) for salt in (3, 4)]
+    long: dict[str, Any] = GREEDY | {"max_tokens": 80, "ignore_eos": True}
+    expected = [llm.generate(prompt, **long).tokens for prompt in prompts]
+    running = [llm.submit(prompt, **long) for prompt in prompts]
+    pieces = [iter(request) for request in running]
+    for chunks in pieces:
+        next(chunks)
+    for _ in range(3):
+        with pytest.raises(PyllmError) as caught:
+            llm.submit("Hello", **(GREEDY | wrong))
+        assert value in caught.value.message
+        assert way_out in caught.value.hint
+        assert caught.value.hint
+    assert [request.result().tokens for request in running] == expected
+    llm.check_integrity()
+
+
+def test_an_engine_without_a_drafter_says_so() -> None:
+    with pyllm.LLM(models.make("llama"), ctx=256, threads=1) as plain:
+        with pytest.raises(ConfigError, match="cannot choose its drafter") as caught:
+            plain.submit("Hello", spec="mtp")
+        assert "has none" in caught.value.hint
+        assert plain.generate("Hello", **GREEDY).tokens
 
 
 # log-probabilities

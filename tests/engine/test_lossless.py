@@ -28,7 +28,7 @@ SPECS = {
 
 def pairs() -> list[tuple[str, str, str | None]]:
     """Every recipe that takes a drafter, with each of its drafters; and n-gram drafting on each kind of memory."""
-    found = [(recipe.name, kind, draft) for recipe in models.recipes() if recipe.kind == "target" for kind, draft in recipe.drafters]
+    found = [(recipe.name, kind, draft) for recipe in models.recipes() if recipe.kind == "target" for kind, draft in recipe.drafters if kind in SPECS]
     return found + [(name, "ngram", None) for name in ("llama", "gemma4", "qwen35")]
 
 

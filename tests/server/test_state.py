@@ -75,7 +75,9 @@ def test_a_target_without_snapshots_replays_to_the_same_text(seed):
 @pytest.fixture(scope="module")
 def drafting_server():
     target, draft = models.make("llama", family="successor"), models.make("llama-dflash", family="successor")
-    with start("-m", target, "-md", draft, "--spec-type", "draft-dflash", "--spec-draft-n-max", 4, "-np", 2, "-c", 1024, "-b", 256) as server:
+    with start(
+        "-m", target, "-md", draft, "--spec-type", "draft-dflash", "--spec-draft-n-max", 4, "-np", 2, "-c", 1024, "-b", 256, "-t", 1, "-tb", 1
+    ) as server:
         yield server
 
 
@@ -138,6 +140,48 @@ def test_drafts_that_cannot_be(drafting_server, fields, says):
     answer = complete(drafting_server, prompt_tokens(0, 24), 4, **fields)
     assert answer.status_code == 400
     assert says in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "value", "way_out"),
+    [
+        (
+            {"speculative.types": "draft-mtp"},
+            '"draft-mtp" is not what drafts here',
+            "it has `draft-dflash`; leave it out, or start the server with another --spec-type",
+        ),
+        ({"speculative.types": "no-such"}, '"no-such" is not what drafts here', "it has `draft-dflash`"),
+        ({"speculative.types": ["draft-dflash"]}, '["draft-dflash"] is not what drafts here', "it has `draft-dflash`"),
+        ({"speculative.n_max": 99}, "99 is not a whole number of tokens in [0, 4]", "started to draft 4 at once"),
+        ({"json_schema": {"enum": []}}, "enum", ""),
+    ],
+)
+def test_a_refusal_leaves_its_neighbour_alone(drafting_server, fields, value, way_out):
+    """A drafter that the server does not have, among others."""
+    prompt = prompt_tokens(4, 24)
+    expected = complete(drafting_server, prompt, 400).json()["tokens"]
+    beside: list[list[int]] = []
+    neighbour = threading.Thread(target=lambda: beside.append(complete(drafting_server, prompt, 400).json()["tokens"]))
+    neighbour.start()
+    for _ in range(3):
+        answer = complete(drafting_server, prompt_tokens(5, 24), 4, **fields)
+        assert answer.status_code == 400
+        message = answer.json()["error"]["message"]
+        assert value in message
+        assert way_out in message
+    neighbour.join()
+    assert beside == [expected]
+    # the one that there is may be named
+    assert complete(drafting_server, prompt_tokens(0, 24), 4, **{"speculative.types": "draft-dflash"}).status_code == 200
+
+
+def test_a_server_without_a_drafter_says_so():
+    with start("-m", models.make("llama"), "-np", 1, "-c", 256) as server:
+        answer = complete(server, prompt_tokens(0, 24), 4, **{"speculative.types": "draft-mtp"})
+        assert answer.status_code == 400
+        assert '"draft-mtp" is not what drafts here' in answer.json()["error"]["message"]
+        assert "it has none" in answer.json()["error"]["message"]
+        assert complete(server, prompt_tokens(0, 24), 4).status_code == 200
 
 
 def test_p_min_of_a_request():

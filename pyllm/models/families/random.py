@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyllm.models import vocabulary
-from pyllm.models.blueprint import Array, Blueprint, Heads, Role, Tensor
+from pyllm.models.blueprint import Array, Blueprint, Heads, Part, Role, Tensor
 from pyllm.models.families import offset
 from pyllm.models.families.poison import Poison
 
@@ -97,13 +97,22 @@ def _values(tensor: Tensor, stream: _Stream, rng: np.random.Generator) -> Array:
     if tensor.role in _FROM_STREAM:
         weight *= stream.boost(tensor.layer)
         weight[..., _RESERVED] = 0.0
+        if tensor.part is Part.EAGLE3:
+            weight[..., _reserved_of_each(tensor, stream)] = 0.0
     elif tensor.role in _TO_STREAM:
         weight[..., _RESERVED, :] = 0.0
     elif tensor.role in _INTO_DRAFTER:
+        if tensor.part is Part.EAGLE3:
+            weight[..., _reserved_of_each(tensor, stream)] = 0.0  # no norm follows: constants would be all that is left
         # both come from the first input: token embedding, first tap, or the drafter's own stream
         weight[_RESERVED, :] = 0.0
         weight[_RESERVED, _RESERVED] = 1.0
     return weight
+
+
+def _reserved_of_each(tensor: Tensor, stream: _Stream) -> list[int]:
+    """Return the reserved columns of a matrix that reads several rows side by side."""
+    return [start + place for start in range(0, tensor.shape[-1], stream.n_embd) for place in _RESERVED]
 
 
 def _positional(tensor: Tensor, heads: Heads, stream: _Stream, rng: np.random.Generator) -> Array:
