@@ -51,7 +51,17 @@ backend_ptr backend_of(int32_t index, int32_t n_threads) {
 }
 
 context_ptr tensors(size_t count) {
-    return context_ptr(ggml_init({ ggml_tensor_overhead() * count + ggml_graph_overhead() * 2 + (1 << 16), nullptr, true }));
+    return context_ptr(ggml_init({ ggml_tensor_overhead() * count + ggml_graph_overhead_custom(count, false) * 2 + (1 << 16), nullptr, true }));
+}
+
+// In floating point: what does not fit any memory may not fit 64 bits.
+void check_room(ggml_backend_t backend, double bytes) {
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(ggml_backend_get_device(backend), &free, &total);
+    if (bytes > (free > 0 ? (double) free : 0x1p46)) {
+        throw failure(PYLLM_OUT_OF_MEMORY, format("%.0f MiB do not fit %s, which has %zu free", bytes / (1 << 20), ggml_backend_name(backend), free >> 20),
+                      "measure a shorter cache, fewer streams, or less cold memory");
+    }
 }
 
 buffer_ptr allocate(ggml_context * context, ggml_backend_t backend) {
@@ -66,14 +76,16 @@ buffer_ptr allocate(ggml_context * context, ggml_backend_t backend) {
     return buffer;
 }
 
-// Microseconds for `repeats` computations of a graph, queued one behind the other. One before them does not count: it captures the graph, or
-// captures it again when another route is forced.
+// Microseconds for `repeats` computations of a graph, queued one behind the other. Those before them do not count: a GPU runs a graph node by node
+// at first, and captures it the second time.
 double time(ggml_backend_t backend, ggml_cgraph * graph, int32_t repeats) {
     log_errors_clear();
     const auto compute = [&] {
         require(ggml_backend_graph_compute_async(backend, graph) == GGML_STATUS_SUCCESS, PYLLM_DECODE, "the graph failed: " + log_errors());
     };
-    compute();
+    for (int i = 0; i < (ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU ? 1 : 2); ++i) {
+        compute();
+    }
     ggml_backend_synchronize(backend);
     const auto begin = std::chrono::steady_clock::now();
     for (int32_t i = 0; i < repeats; ++i) {
@@ -87,7 +99,8 @@ double time(ggml_backend_t backend, ggml_cgraph * graph, int32_t repeats) {
 class Pattern {
 public:
     Pattern(ggml_type type, int64_t row, uint64_t seed) : row_bytes_(ggml_row_size(type, row)) {
-        n_rows_ = std::max<int64_t>(1, (1 << 20) / row);
+        // Odd, so that rows at a power of two from each other differ: reading the wrong one shows.
+        n_rows_ = std::max<int64_t>(1, (1 << 20) / row) | 1;
         std::vector<float>              values(n_rows_ * row);
         std::mt19937_64                 random(seed);
         std::normal_distribution<float> normal;
@@ -163,9 +176,14 @@ struct pyllm_attention {
 
     pyllm_attention(int32_t device, const pyllm_attention_shape & shape, uint64_t cold, uint64_t seed, int32_t n_threads) : backend(backend_of(device, n_threads)), shape(shape) {
         const ggml_type type_k = kv_type_of(shape.type_k), type_v = kv_type_of(shape.type_v);
-        bytes = (uint64_t) shape.n_kv * shape.n_head_kv * shape.streams * (ggml_row_size(type_k, shape.d_k) + (shape.view ? 0 : ggml_row_size(type_v, shape.d_v)));
+        const double row = (double) (ggml_row_size(type_k, shape.d_k) + (shape.view ? 0 : ggml_row_size(type_v, shape.d_v)));
+        const double own = (double) shape.n_kv * shape.n_head_kv * shape.streams * row;
         // One that was read is read again after all others: `cold` bytes later.
-        n_nodes = (int32_t) std::clamp<uint64_t>((cold + bytes - 1) / bytes, 2, 64);
+        n_nodes = (int32_t) std::clamp(std::ceil((double) cold / own), 2.0, (double) max_nodes);
+        const double rows = (double) shape.n_q * shape.streams;
+        check_room(backend.get(), n_nodes * own + rows * shape.n_head * 4.0 * (n_nodes * shape.d_k + 2.0 * shape.d_v) +
+                                      (shape.mask == route::MASK_NONE ? 0.0 : rows * 2.0 * shape.n_kv * (shape.mask == route::MASK_HEAD ? shape.n_head : 1)));
+        bytes = (uint64_t) own;
         inputs  = tensors(n_nodes * 6 + 8);
         ggml_context * ctx = inputs.get();
         for (int32_t i = 0; i < n_nodes; ++i) {
@@ -223,7 +241,7 @@ struct pyllm_attention {
         Lane & one = lanes[number];
         if (one.graph == nullptr) {
             context_ptr  context = tensors(n_nodes * 4 + 8);
-            ggml_cgraph * graph = ggml_new_graph(context.get());
+            ggml_cgraph * graph = ggml_new_graph_custom(context.get(), 4 * n_nodes + 8, false);
             std::vector<ggml_tensor *> nodes;
             for (int32_t i = 0; i < n_nodes; ++i) {
                 ggml_tensor * node = ggml_flash_attn_ext(context.get(), q[i], k[i], v[i], mask, 1.0f / std::sqrt((float) shape.d_k), shape.alibi ? 8.0f : 0.0f, shape.softcap ? 20.0f : 0.0f);
@@ -235,14 +253,33 @@ struct pyllm_attention {
                 ggml_build_forward_expand(graph, node);
                 nodes.push_back(node);
             }
-            buffer_ptr results = allocate(context.get(), backend.get());
+            buffer_ptr results = place(nodes);
             ggml_backend_buffer_clear(results.get(), 0xFF);  // what nobody writes is no number
             one = { std::move(context), std::move(results), std::move(nodes), graph };
         }
         return one;
     }
 
+    // The first node's result stays to be read. The others share their memory, and what a kernel wants behind it, as layers of a model do.
+    buffer_ptr place(const std::vector<ggml_tensor *> & nodes) const {
+        ggml_backend_buffer_type_t type = ggml_backend_get_default_buffer_type(backend.get());
+        const size_t align = ggml_backend_buft_get_alignment(type);
+        const size_t size  = (ggml_backend_buft_get_alloc_size(type, nodes[0]) + align - 1) / align * align;
+        buffer_ptr   buffer(ggml_backend_buft_alloc_buffer(type, 2 * size));
+        if (buffer == nullptr) {
+            throw failure(PYLLM_OUT_OF_MEMORY, format("%zu MiB for results do not fit %s", 2 * size >> 20, ggml_backend_name(backend.get())), "measure a shorter cache");
+        }
+        char * base = (char *) ggml_backend_buffer_get_base(buffer.get());
+        for (size_t i = 0; i < nodes.size(); ++i) {
+            if (ggml_backend_tensor_alloc(buffer.get(), nodes[i], base + (i == 0 ? 0 : size)) != GGML_STATUS_SUCCESS) {
+                throw failure(PYLLM_INTERNAL, "a result does not lie in its buffer");
+            }
+        }
+        return buffer;
+    }
+
     static constexpr int32_t max_lanes = 8;
+    static constexpr int32_t max_nodes = 1024;
 
     // In the order in which they may be made; freed the other way round.
     backend_ptr                backend;
@@ -297,7 +334,8 @@ pyllm_status pyllm_attention_read(pyllm_attention * attention, int32_t what, int
         pyllm_attention & a = *not_null(attention, "attention");
         const auto        lists = { &a.q, &a.k, &a.v };
         require(what >= -3 && what < pyllm_attention::max_lanes, PYLLM_INVALID_ARGUMENT, format("tensor %d is not known", what), "-3, -2 and -1 are Q, K and V, others are lanes");
-        require(number >= 0 && number < a.n_nodes, PYLLM_INVALID_ARGUMENT, format("node %d is not in [0, %d)", number, a.n_nodes));
+        const int32_t n = what < 0 ? a.n_nodes : 1;
+        require(number >= 0 && number < n, PYLLM_INVALID_ARGUMENT, format("node %d is not in [0, %d)", number, n), "of a lane only the first node's result stays");
         const ggml_tensor * tensor = (what < 0 ? *lists.begin()[what + 3] : a.lane(what).nodes)[number];
         *not_null(count, "count") = (size_t) ggml_nelements(tensor);
         if (values == nullptr || capacity < *count) {
@@ -339,8 +377,12 @@ pyllm_status pyllm_device_rates(int32_t device, uint64_t bytes, int32_t columns,
         ggml_cgraph *     multiplies = ggml_new_graph_custom(ctx, 8, false);
         ggml_build_forward_expand(copies, copy);
         ggml_build_forward_expand(multiplies, product);
+        check_room(backend.get(), 2.0 * (double) bytes + 10.0 * columns * columns);
         const buffer_ptr storage = allocate(ctx, backend.get());
-        ggml_backend_buffer_clear(storage.get(), 0);
+        // Multiplying zeros draws less power than multiplying numbers.
+        Pattern(GGML_TYPE_F16, columns, 0).fill(from, 0);
+        Pattern(GGML_TYPE_F16, columns, 1).fill(a, 0);
+        Pattern(GGML_TYPE_F32, columns, 2).fill(b, 0);
         const auto best = [&](ggml_cgraph * graph) {
             double least = INFINITY;
             for (int i = 0; i < 8; ++i) {

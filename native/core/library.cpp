@@ -133,6 +133,7 @@ void pyllm_log_set_level(int32_t level) {
     common_log_set_verbosity_thold(level >= 5 ? -1 : 5 - level + (level == 1 ? 1 : 0));
 }
 
+const char * pyllm_kernels(void) { return PYLLM_KERNELS; }
 int32_t pyllm_default_threads(void) { return common_cpu_get_num_math(); }
 
 int32_t pyllm_kv_type_from_name(const char * name) {

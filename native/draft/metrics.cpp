@@ -8,7 +8,7 @@ namespace pyllm::draft {
 
 namespace {
 
-constexpr const char * STATES[] = { "idle", "drafting", "empty", "limited", "room", "replay", "failed" };
+constexpr const char * STATES[] = { "idle", "drafting", "empty", "limited", "room", "replay", "failed", "off" };
 
 struct slot_report {
     slot_state state = slot_state::idle;

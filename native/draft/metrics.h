@@ -19,6 +19,7 @@ enum class slot_state : int32_t {
     room,     // no room: at the end of its context or of what it may generate
     replay,   // a plain step, after a block that was verified again
     failed,   // each drafter is off for it
+    off,      // depth control: a draft would cost more than it brings
 };
 
 struct drafter_report {

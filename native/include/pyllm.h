@@ -51,6 +51,7 @@ enum {
 PYLLM_API const char * pyllm_version(void);          /* of the package that this library was built for */
 PYLLM_API int32_t      pyllm_abi_version(void);
 PYLLM_API const char * pyllm_upstream_commit(void);
+PYLLM_API const char * pyllm_kernels(void);          /* digest of the attention kernels' sources: what was measured of others does not hold */
 PYLLM_API const char * pyllm_build_info(void);       /* compiler, backends, CPU features: one line */
 PYLLM_API const char * pyllm_status_name(pyllm_status status);
 
@@ -658,18 +659,18 @@ typedef struct pyllm_attention_shape {
 
 typedef struct pyllm_attention pyllm_attention;
 
-/* Nodes of one shape over random K and V of their own, laid out as in a KV cache, on device `index`: 2 to 64, as many as make `cold` bytes, so
+/* Nodes of one shape over random K and V of their own, laid out as in a KV cache, on device `index`: 2 to 1024, as many as make `cold` bytes, so
  * that what one reads has left the caches when it is read again. The mask is causal over the last n_q rows. n_threads: of a CPU, 0 for the
  * default. Lanes 0 to 7 are graphs over the same K and V with results of their own, made when they are first used: one for each thing compared. */
 PYLLM_API pyllm_status pyllm_attention_create(int32_t index, const pyllm_attention_shape * shape, uint64_t cold, uint64_t seed, int32_t n_threads, pyllm_attention ** out);
 PYLLM_API void         pyllm_attention_free(pyllm_attention * attention);
 /* Nodes, bytes of K and V of one of them as stored, and its key; the key's first five axes are 0 on a device that is no CUDA or HIP GPU. */
 PYLLM_API pyllm_status pyllm_attention_get(pyllm_attention * attention, int32_t * n_nodes, uint64_t * bytes, pyllm_route_key * key);
-/* Computes a lane's graph once, and then `repeats` times, queued one behind the other: microseconds of wall time of these for one node.
+/* Computes a lane's graph until it is captured, and then `repeats` times, queued one behind the other: microseconds of wall time of these for one node.
  * PYLLM_UNSUPPORTED: the device declines the node. */
 PYLLM_API pyllm_status pyllm_attention_time(pyllm_attention * attention, int32_t lane, int32_t repeats, double * us);
-/* Values of node `number`: `what` -3, -2 and -1 are Q, K and V as [streams, heads, rows, d], a lane its result as [streams, rows, heads, d_v], NaN
- * before it ran. *count is how many there are; nothing is written where `capacity` is less. */
+/* Values of node `number`: `what` -3, -2 and -1 are Q, K and V as [streams, heads, rows, d], a lane the first node's result as [streams, rows, heads,
+ * d_v], NaN before it ran. *count is how many there are; nothing is written where `capacity` is less. */
 PYLLM_API pyllm_status pyllm_attention_read(pyllm_attention * attention, int32_t what, int32_t number, float * values, size_t capacity, size_t * count);
 /* What a device reaches: GB/s of a copy of `bytes` (read and written bytes both count), and GFLOP/s of a product of f16 by f32 matrices of `columns`
  * rows and columns. The best of eight. */

@@ -9,9 +9,9 @@
 
 namespace pyllm::server {
 
-// n_draft_max is the slot's answer to how much it may draft now, n_max the most that any drafter drafts at once.
+// n_draft_max is the slot's answer to how much it may draft now, n_max the most that any drafter drafts at once; off: depth control lets it draft nothing.
 template <class Slot>
-void tell_limit(const Slot & slot, int32_t n_draft_max, int32_t n_max) {
+void tell_limit(const Slot & slot, int32_t n_draft_max, int32_t n_max, bool off = false) {
     using draft::slot_state;
     slot_state state = slot_state::room;
     if (n_draft_max > 0) {
@@ -22,6 +22,8 @@ void tell_limit(const Slot & slot, int32_t n_draft_max, int32_t n_max) {
         state = slot_state::limited;
     } else if (slot.replays.plain_step_due(slot.prompt.n_tokens())) {
         state = slot_state::replay;
+    } else if (off) {
+        state = slot_state::off;
     }
     draft::tell_slot(slot.id, state, std::max(0, std::min(n_draft_max, n_max)));
 }

@@ -1,6 +1,7 @@
 // pyllm-server: upstream's server on the patched core.
 
 #include "server/crash_report.h"
+#include "server/depth.h"
 #include "server/route_flags.h"
 
 #include <cstdio>
@@ -17,6 +18,7 @@ int main(int argc, char ** argv) {
     }
     pyllm::server::enable_crash_report("pyllm-server " PYLLM_VERSION ", llama.cpp " PYLLM_UPSTREAM_COMMIT, argc, argv);
     std::vector<char *> arguments(argv, argv + argc);
+    pyllm::server::take_depth_flag(arguments);
     if (!pyllm::server::take_route_flags(arguments)) {
         return 2;
     }

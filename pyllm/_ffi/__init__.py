@@ -11,7 +11,7 @@ from pyllm._ffi.context import Context, ContextInfo
 from pyllm._ffi.crash import disable_crash_report, enable_crash_report
 from pyllm._ffi.depth import Cut, DepthControl, DepthCosts, DepthReason, DepthSlot
 from pyllm._ffi.device import Device, devices
-from pyllm._ffi.door import build_info, default_threads, kv_type, kv_type_name, set_log_level, upstream_commit
+from pyllm._ffi.door import build_info, default_threads, kernels, kv_type, kv_type_name, set_log_level, upstream_commit
 from pyllm._ffi.drafter import Draft, Drafter, DrafterInfo, DrafterStats, DraftRequest, LinkInfo
 from pyllm._ffi.grammar import check_grammar, grammar_from_json_schema
 from pyllm._ffi.logprobs import Logprobs, logprobs
@@ -80,6 +80,7 @@ __all__ = [
     "force_route",
     "force_route_on",
     "grammar_from_json_schema",
+    "kernels",
     "kv_type",
     "kv_type_name",
     "logprobs",

@@ -69,9 +69,9 @@ class Attention(Handle):
         check(lib.pyllm_attention_time(self._pointer, lane, repeats, us))
         return float(us[0])
 
-    def result(self, lane: int, number: int = 0) -> NDArray[np.float32]:
-        """The result of node ``number``: ``[streams * n_q * n_head * d_v]``, fastest axis last; NaN before the lane ran."""
-        return self._read(lane, number)
+    def result(self, lane: int) -> NDArray[np.float32]:
+        """The first node's result: ``[streams * n_q * n_head * d_v]``, fastest axis last; NaN before the lane ran."""
+        return self._read(lane, 0)
 
     def input(self, name: str, number: int = 0) -> NDArray[np.float32]:
         """``q``, ``k`` or ``v`` of node ``number``, decoded: ``[streams * heads * rows * d]``, fastest axis last."""

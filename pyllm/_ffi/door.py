@@ -125,6 +125,11 @@ def default_threads() -> int:
     return int(lib.pyllm_default_threads())
 
 
+def kernels() -> str:
+    """A digest of the sources of the attention kernels that the library was built from."""
+    return text_of(lib.pyllm_kernels())
+
+
 def upstream_commit() -> str:
     """The commit of llama.cpp that the library was built from."""
     return text_of(lib.pyllm_upstream_commit())

@@ -82,6 +82,8 @@ class _Piece:
 
 def _rate(streams: list[list[_Piece]]) -> tuple[float, list[list[int]]]:
     """Tokens per second after the first piece of each stream, and all tokens."""
+    if any(len(pieces) < 2 for pieces in streams):
+        raise ConfigError("a request wrote all its tokens at once: nothing is left to time", "generate more: -n 64")
     rates = [sum(len(piece.tokens) for piece in pieces[1:]) / (pieces[-1].at - pieces[0].at) for pieces in streams]
     return sum(rates), [[token for piece in pieces for token in piece.tokens] for pieces in streams]
 
@@ -136,7 +138,7 @@ def measure(config: EngineConfig, workload: Workload, binary: Path, progress: Ca
     """Run the workload on the engine and on ``binary``, round by round in turn.
 
     Raises:
-        ConfigError: a workload that does not fit the context.
+        ConfigError: a workload that does not fit the context, or is too short to be timed.
     """
     per_slot = config.ctx // config.slots
     if config.ctx and workload.prompt_tokens + workload.max_tokens + 2 > per_slot:

@@ -88,4 +88,7 @@ def table(file: _FILE = None, *, tuning: options.Tuning = None) -> None:
 
     if file is not None:
         raise ConfigError(f"a table `{file}` and a tuning `{tuning}` are given together", "a tuning changes the built-in table: leave FILE out")
-    print(dump(tunings.table(tunings.read(tuning))), end="")
+    read = tunings.read(tuning)
+    if why := tunings.outdated(read):
+        raise ConfigError(f"tuning `{tuning}` is not of this version: {why}", "make it anew on its device: `pyllm bench attention --tune FILE`")
+    print(dump(tunings.table(read)), end="")

@@ -27,6 +27,21 @@ class Condition:
     values: tuple[int, ...]
     why: str = ""
 
+    def implies(self, other: Condition) -> bool:
+        """Whether ``other`` holds wherever this does, as far as one look at both tells: the rule of native/route/table.cpp."""
+        if self.axis != other.axis:
+            return False
+        if self.operator == "in":
+            return all(map(other.holds, self.values))
+        if self.operator != other.operator:
+            return False
+        here, there = self.values[0], other.values[0]
+        if self.operator == "not_in":
+            return set(other.values) <= set(self.values)
+        if self.operator in {"min", "max"}:
+            return here >= there if self.operator == "min" else here <= there
+        return here % there == 0 if self.operator == "multiple_of" else there % here == 0
+
     def holds(self, code: int) -> bool:
         """Whether a value of the axis, encoded, fulfils the condition."""
         if self.operator == "in":

@@ -47,6 +47,10 @@ class Row:
         """Route and tile."""
         return f"{self.route} {self.params}".strip()
 
+    def shadows(self, later: Row) -> bool:
+        """Whether ``later`` can never decide behind this row: each of the conditions here follows from one there."""
+        return all(any(narrow.implies(wide) for narrow in later.conditions) for wide in self.conditions)
+
     def first_failing(self, codes: Sequence[int], index: dict[str, int]) -> Condition | None:
         """The first condition that ``codes`` does not fulfil."""
         return next((condition for condition in self.conditions if not condition.holds(codes[index[condition.axis]])), None)

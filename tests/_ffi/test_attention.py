@@ -35,6 +35,9 @@ def test_cold_bytes_decide_how_many_nodes_there_are():
         for times in (3, 7):
             with Attention(0, SHAPE, cold=times * few.bytes - 1) as many:
                 assert many.nodes == times
+    with Attention(0, SHAPE | {"n_kv": 1, "streams": 1}, cold=1 << 40) as most:
+        assert most.nodes == 1024
+        assert most.time(0) > 0
 
 
 def test_the_same_seed_gives_the_same_values():
@@ -71,10 +74,25 @@ def test_what_cannot_be_is_refused(change, says):
         Attention(0, SHAPE | change, cold=1)
 
 
-def test_what_does_not_fit_is_refused():
-    huge = SHAPE | {"n_kv": 1 << 30, "n_head": 64, "n_head_kv": 64, "n_q": 1}
+@pytest.mark.parametrize(
+    "huge",
+    [
+        {"n_kv": 1 << 30, "n_head": 64, "n_head_kv": 64, "streams": 1 << 12},
+        # More bytes than 64 bits count.
+        {"n_kv": 1 << 30, "n_head": 1 << 16, "n_head_kv": 1 << 16, "streams": 1 << 16},
+        {"n_q": 1 << 20, "n_head": 1 << 19, "n_head_kv": 1},
+        {"n_q": 1 << 20, "n_kv": 1 << 24},
+    ],
+)
+def test_what_does_not_fit_is_refused(huge):
     with pytest.raises(OutOfMemoryError, match="MiB do not fit CPU"):
-        Attention(0, huge | {"streams": 1 << 12}, cold=1)
+        Attention(0, SHAPE | huge, cold=1)
+
+
+def test_rows_at_a_power_of_two_from_each_other_differ():
+    with Attention(0, SHAPE | {"n_kv": 1 << 14, "streams": 1}, cold=1) as attention:
+        rows = attention.input("k").reshape(2, 1 << 14, 64)
+        assert all((rows[0, 0] != rows[0, 1 << bit]).any() for bit in range(14))
 
 
 def test_lanes_and_devices_have_limits():
@@ -86,7 +104,7 @@ def test_lanes_and_devices_have_limits():
         with pytest.raises(InvalidArgumentError, match="repeats"):
             attention.time(0, 0)
         with pytest.raises(InvalidArgumentError, match="node 2 is not in"):
-            attention.result(0, 2)
+            attention.input("k", 2)
     with pytest.raises(ClosedError):
         attention.time(0)
 

@@ -9,7 +9,7 @@ import pytest
 
 import pyllm as package
 from pyllm import models
-from pyllm._ffi import devices
+from pyllm._ffi import devices, kernels
 from pyllm.routes import tuning
 from pyllm.routes.devices import DEVICES
 from pyllm.routes.trace import write_trace
@@ -187,6 +187,11 @@ def test_the_table_of_a_tuning(pyllm, tuning_file):
     done = pyllm("routes", "table", "--tuning", str(tuning_file))
     assert done.code == 0
     assert done.out.splitlines()[1] == "row verify 0 0 because measured faster on NVIDIA H200"
+    old = tuning_file.with_name("old.json")
+    old.write_text(tuning_file.read_text().replace(f'"kernels": "{kernels()}"', '"kernels": "abc"'))
+    done = pyllm("routes", "table", "--tuning", str(old))
+    assert done.code == 1
+    assert "is not of this version: it was measured with kernels abc" in done.err
     done = pyllm("routes", "table", "a-table", "--tuning", str(tuning_file))
     assert done.code == 1
     assert "are given together" in done.err

@@ -241,3 +241,21 @@ def test_a_key_that_was_seen_is_not_stale_after_a_change(built_in):
         assert decide_route(key)[1] == "reference"
         set_route_table(None)
         assert decide_route(key)[1] == "vec"
+
+
+def test_what_python_calls_shadowed_is_refused(built_in):
+    """Both sides have the same rule: a table whose second row is shadowed is refused, any other is taken."""
+    source = random.Random(5)
+    refused = 0
+    for _ in range(400):
+        first = tuple(random_condition(source) for _ in range(source.randint(1, 2)))
+        second = tuple(random_condition(source) for _ in range(source.randint(1, 3))) + source.choice(((), first))
+        rows = Row("mma", 1, 0, "", first), Row("tile", 0, 0, "", second)
+        text = dump(Table((*rows, Row("reference", 0, 0, ""))))
+        if rows[0].shadows(rows[1]):
+            refused += 1
+            with pytest.raises(InvalidArgumentError, match="can never decide"):
+                set_route_table(text)
+        else:
+            set_route_table(text)
+    assert 50 < refused < 350

@@ -67,6 +67,28 @@ def test_nodes_go_where_they_were_faster(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_streams_count_between_and_not_beyond(seed):
+    measured = grid(random.Random(seed), [("128/128", "q8_0/q8_0", 4)])
+    tuned = tuning.table(tuning.made_here(HERE, "", measured))
+    points = [one for one in measured if one.streams == 1]
+    ends = [routes([node_of(one, streams=count) for one in points], tuned) for count in STREAMS]
+    for here, low, high in zip(routes([node_of(one, streams=4) for one in points], tuned), *ends, strict=True):
+        assert (here == "verify") == (low == high == "verify")
+    beyond = [node_of(one, streams=9) for one in points]
+    assert routes(beyond, tuned) == routes(beyond, None)
+
+
+def test_one_point_changes_no_other():
+    one = Measured("128/128", "q4_0/q4_0", 4, 1, 4, 32768, 10.0, 9.0, "mma 4x4")
+    tuned = tuning.table(tuning.made_here(HERE, "", [one]))
+    nodes = [node_of(one, n_q=n_q, n_kv=n_kv, streams=streams) for n_q in (1, 3, 4, 5, 64) for n_kv in (1024, 16384, 32768, 65536) for streams in (1, 2)]
+    for node, after, before in zip(nodes, routes(nodes, tuned), routes(nodes, None), strict=True):
+        inside = node.n_q == 4 and node.streams == 1 and node.n_kv >= 32768
+        assert after == ("mma" if inside else before), node
+        assert before == "verify" or node.n_q < 3
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_between_two_measured_numbers_both_have_to_win(seed):
     measured = grid(random.Random(seed), [("128/128", "q8_0/q8_0", 4)])
     tuned = tuning.table(tuning.made_here(HERE, "", measured))
@@ -89,8 +111,9 @@ def test_nodes_that_were_not_measured_stay_where_they_are():
         for kind in ("f16", "q8_0", "q4_0")
     ]
     taken = {("128/128", "q8_0", 4), ("256/256", "f16", 2)}
+    # Below the fewest KV rows that were measured the built-in rows stay, for these classes too.
     for node, after, before, without in zip(nodes, routes(nodes, tuned), routes(nodes, None), routes(nodes, WITHOUT), strict=True):
-        mine = (f"{node.d_k}/{node.d_v}", node.type_k, node.n_head // node.n_head_kv) in taken
+        mine = (f"{node.d_k}/{node.d_v}", node.type_k, node.n_head // node.n_head_kv) in taken and node.n_kv >= N_KV[0]
         assert after == (without if mine else before), node
     # Other architectures have no measured rows to lose.
     for name in ("sm_86", "gfx1100"):
@@ -108,8 +131,9 @@ def test_the_table_of_a_tuning_is_proven():
 
 
 def test_heads_that_are_not_compiled_are_left_out():
-    one = Measured("40/40", "f16/f16", 4, 1, 1, 4096, 1.0, 9.0, "tile")
-    assert dump(tuning.table(tuning.made_here(HERE, "", [one]))) == dump(TABLE)
+    for head, kv in (("40/40", "f16/f16"), ("80/80", "q8_0/q8_0"), ("128/128", "f32/f32")):
+        one = Measured(head, kv, 4, 1, 1, 4096, 1.0, 9.0, "tile")
+        assert dump(tuning.table(tuning.made_here(HERE, "", [one]))) == dump(TABLE)
 
 
 def test_a_file_comes_back(tmp_path):
@@ -146,11 +170,13 @@ def test_a_damaged_file_is_refused(tmp_path):
         ({"measured": [plain["measured"][0] | {"verify_us": 0.0}]}, "times of 0.0"),
         ({"measured": [plain["measured"][0] | {"more": 1}]}, "is damaged"),
         ({"measured": 7}, "is damaged"),
+        ({"measured": [plain["measured"][0] | {"kv": 5}]}, "K/V types `5`"),
+        ({"arch": "x"}, "is damaged"),
     ):
         path.write_text(json.dumps(plain | change))
         with pytest.raises(ConfigError, match=says):
             tuning.read(path)
-    for name in ("device", "arch", "driver", "version", "upstream", "table", "measured"):
+    for name in ("device", "arch", "driver", "version", "upstream", "kernels", "table", "measured"):
         path.write_text(json.dumps({key: value for key, value in plain.items() if key != name}))
         with pytest.raises(ConfigError, match="is damaged"):
             tuning.read(path)
@@ -173,6 +199,8 @@ def file(tmp_path, **changes):
         ({"version": "0.0.9"}, "580.1", [HERE], "measured with pyllm 0.0.9"),
         ({"upstream": "abc"}, "580.1", [HERE], "measured with upstream abc"),
         ({"table": "abc"}, "580.1", [HERE], "measured with route table abc"),
+        ({"kernels": "abc"}, "580.1", [HERE], "measured with kernels abc"),
+        ({"kernels": "abc"}, "580.2", [HERE], "and here is 580.2, it was measured with kernels abc"),
         ({"arch": 860}, "580.1", [HERE], "measured on NVIDIA H200, and this is NVIDIA H200"),
         ({}, "580.1", [replace(HERE, products="NVIDIA H100 PCIe")], "measured on NVIDIA H200, and this is NVIDIA H100 PCIe"),
         ({}, "580.1", [HERE, replace(HERE, products="NVIDIA H100 PCIe")], "measured on NVIDIA H200, and this is NVIDIA H100 PCIe"),

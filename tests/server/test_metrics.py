@@ -15,7 +15,7 @@ from pyllm.server.process import ServerProcess
 from tests.conftest import prompt_tokens
 from tests.server.native import run
 
-STATES = ["idle", "drafting", "empty", "limited", "room", "replay", "failed"]
+STATES = ["idle", "drafting", "empty", "limited", "room", "replay", "failed", "off"]
 
 
 def start(*flags: object) -> ServerProcess:

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from pyllm.cli import console, options
-from pyllm.errors import ConfigError
+from pyllm.errors import ConfigError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,13 @@ SIDES = ("upstream", "flashinfer", "sdpa")
 _COLD = {"cpu": 256, "gpu": 600}
 #: What is measured where nothing is asked for; a tuning looks at more.
 _DEFAULT = {"head": "128/128", "heads": "32/8", "n_q": "1,4,16", "n_kv": "32768", "streams": "1", "kv": "f16,q8_0,q4_0"}
-_TUNED = _DEFAULT | {"head": "64/64,128/128,256/256,512/512", "heads": "8/8,16/8,32/8,32/4,32/2", "n_q": "1,2,4,8,16,64", "n_kv": "1024,4096,32768"}
+_TUNED = _DEFAULT | {
+    "head": "64/64,128/128,256/256,512/512",
+    "heads": "8/8,16/8,32/8,32/4,32/2",
+    "n_q": "1,2,4,8,16,64",
+    "n_kv": "1024,4096,32768",
+    "streams": "1,8",
+}
 
 
 def attention(  # noqa: PLR0917 - options are given by name
@@ -65,7 +71,7 @@ def attention(  # noqa: PLR0917 - options are given by name
     ] = None,
     tune: Annotated[
         Path | None,
-        typer.Option(help="Write where `verify` is faster than the table without it, for --tuning. Minutes, unless shapes are given.", metavar="FILE"),
+        typer.Option(help="Write where `verify` is faster than the table without it, for --tuning. An hour, unless shapes are given.", metavar="FILE"),
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Draw a roofline, and time against KV and query rows: .svg or .png.", metavar="FILE")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=_OUTPUT)] = False,
@@ -77,6 +83,8 @@ def attention(  # noqa: PLR0917 - options are given by name
     """
     given = dict(locals())
     _one_source(given)
+    if tune is not None:
+        _only_tunes(given)
     chosen = _device(device)
     wanted = _shapes(given)
     mib = cold or _COLD["cpu" if chosen[1].kind == "cpu" else "gpu"]
@@ -94,8 +102,19 @@ def _one_source(given: dict[str, Any]) -> None:
     for name in foreign:
         if given[name] is not None:
             raise ConfigError(f"--{name.replace('_', '-')} is for nodes in numbers, and {source} is given", f"leave it out, or {source}")
-    if source != "-m" and (given["draft"] is not None or given["spec"] is not None or given["ctx"]):
+    without = {"draft": None, "spec": None, "n_max": None, "ctx": 0, "slots": 1, "ubatch": 512}
+    if source != "-m" and any(given[name] != value for name, value in without.items()):
         raise ConfigError("flags of a model are given without one", "add -m FILE")
+
+
+def _only_tunes(given: dict[str, Any]) -> None:
+    for name, default in (("as_json", False), ("route", None), ("against", ",".join(SIDES)), ("out", None)):
+        if given[name] != default:
+            option = {"as_json": "--json"}.get(name, f"--{name}")
+            raise ConfigError(f"{option} is given with --tune", "a tuning compares `verify` with the table without it, and prints where it wrote the file")
+    folder = given["tune"].absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"`{given['tune']}` cannot be written: there is no folder `{folder}`", "give a path in a folder that exists")
 
 
 def _device(name: str | None) -> tuple[int, Device]:
@@ -207,36 +226,55 @@ def _tune(path: Path, index: int, shapes: Sequence[Shape], *, rounds: int, mib: 
 
     if os.environ.get("PYLLM_ROUTES"):
         raise ConfigError(f"PYLLM_ROUTES names `{os.environ['PYLLM_ROUTES']}`, and a tuning changes the built-in table", "unset it")
+
+    def save(measured: Sequence[tuning.Measured]) -> tuning.Tuning:
+        here = routed_device(index)
+        made = tuning.made_here(here, driver_version(here.vendor), measured)
+        tuning.write(made, path)
+        return made
+
     with console.bar("measuring", len(shapes)) as bar:
         done = iter(range(1, len(shapes) + 1))
-        found, skipped = tune(index, shapes, rounds=rounds, cold=mib << 20, progress=lambda text: bar(next(done), text))
+        found, skipped = tune(index, shapes, rounds=rounds, cold=mib << 20, progress=lambda text: bar(next(done), text), save=save)
     for why, nodes in skipped.items():
         console.say(f"skipped   {len(nodes)} shapes, such as {nodes[0]}: {why}")
-    here = routed_device(index)
-    made = tuning.made_here(here, driver_version(here.vendor), found)
-    tuning.write(made, path)
+    made = save(found)
     wins = sum(one.wins for one in found)
     rows = len(tuning.table(made).rows)
     console.say(f"tuning    {path}: `verify` is faster on {wins} of {len(found)} shapes; the table has {rows} rows with it ({made.origin})")
-    console.say(f"use it    pyllm serve --tuning {path}, pyllm routes explain --tuning {path}, or PYLLM_ROUTES=<(pyllm routes table --tuning {path})")
+    console.say(f"use it    pyllm serve --tuning {path}, or `pyllm routes table --tuning {path} > FILE` and PYLLM_ROUTES=FILE")
 
 
 def _measure(chosen: tuple[int, Device], shapes: Sequence[Shape], sides: Sequence[Side], *, rounds: int, mib: int, out: Path | None, as_json: bool) -> None:
     from pyllm._ffi import device_rates  # noqa: PLC0415 - loads the native library
     from pyllm.bench.attention.measure import measure  # noqa: PLC0415
     from pyllm.bench.attention.picture import check_path, draw  # noqa: PLC0415
-    from pyllm.bench.decode import machine  # noqa: PLC0415
-    from pyllm.routes.present import driver_version  # noqa: PLC0415
 
     index, device = chosen
     if out is not None:
         check_path(out)
     rates = device_rates(index, *((256 << 20, 1024) if device.kind == "cpu" else (2 << 30, 8192)))
+    found: list[Measurement] = []
     with console.spinner("measuring") as progress:
-        found = [measure(index, shape, sides, rounds=rounds, cold=mib << 20, progress=progress) for shape in shapes]
+        for shape in shapes:
+            try:
+                found.append(measure(index, shape, sides, rounds=rounds, cold=mib << 20, progress=progress))
+            except OutOfMemoryError as failure:  # noqa: PERF203 - the others are measured
+                console.say(f"skipped   {shape.node}: {failure.message}")
+    if not found:
+        raise OutOfMemoryError(f"none of {len(shapes)} shapes fits {device.name}", "measure shorter caches, fewer streams, or less cold memory")
+    _print(found, rates, sides, device, rounds=rounds, mib=mib, as_json=as_json)
     if out is not None:
         draw(found, rates, device.description, out)
         console.say(f"picture   {out}")
+    wrong = any(timing.wrong for one in found for timing in one.timings)
+    raise typer.Exit(1 if wrong else 0)
+
+
+def _print(found: Sequence[Measurement], rates: Rates, sides: Sequence[Side], device: Device, *, rounds: int, mib: int, as_json: bool) -> None:
+    from pyllm.bench.decode import machine  # noqa: PLC0415 - loads the native library
+    from pyllm.routes.present import driver_version  # noqa: PLC0415
+
     if as_json:
         driver = "" if device.kind == "cpu" else driver_version("amd" if device.name.startswith("ROCm") else "nvidia")
         facts = {"measured_on": f"{device.name}: {device.description}", "driver": driver, "rounds": rounds, "cold_bytes": mib << 20, "rates": vars(rates)}
@@ -254,6 +292,9 @@ def _measure(chosen: tuple[int, Device], shapes: Sequence[Shape], sides: Sequenc
         print(*columns, sep="\t")
         for row in rows:
             print(*row, sep="\t")
+    warm = sum(one.cold < mib << 20 for one in found)
+    if warm:
+        console.say(f"warm      {warm} shapes are so small that 1024 of them are less than {mib} MiB: caches may hold them")
     for side, why in dict.fromkeys((timing.side, timing.refusal) for one in found for timing in one.timings if timing.refusal):
         console.say(f"{side:9} {why}")
 

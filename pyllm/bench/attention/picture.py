@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +28,15 @@ def draw(measurements: Sequence[Measurement], rates: Rates, device: str, path: P
     """Draw into ``path``, a .png or .svg file.
 
     Raises:
-        ConfigError: another suffix.
-        UnsupportedError: matplotlib is not installed.
+        ConfigError: another suffix, or a folder that is not there.
+        UnsupportedError: matplotlib is not installed, or nothing was timed.
         InvalidArgumentError: the path cannot be written.
     """
     check_path(path)
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load, and optional
-    except ImportError:
-        raise UnsupportedError("matplotlib is not installed", "pip install 'pyllm[plots]'") from None
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load, and optional
+
+    if not any(True for _ in _timings(measurements)):
+        raise UnsupportedError("there is nothing to draw: no side ran a node", "see the reasons above")
     panels = [name for name in ("n_kv", "n_q") if len({getattr(one.shape.node, name) for one in measurements}) > 1]
     figure = Figure(figsize=(6.4 * (1 + len(panels)), 5.2), layout="constrained")
     axes = figure.subplots(1, 1 + len(panels), squeeze=False)[0]
@@ -50,13 +51,18 @@ def draw(measurements: Sequence[Measurement], rates: Rates, device: str, path: P
 
 
 def check_path(path: Path) -> None:
-    """Refuse a suffix that is not drawn, before anything is measured.
+    """Refuse what cannot be drawn, before anything is measured.
 
     Raises:
-        ConfigError: see above.
+        ConfigError: another suffix, or a folder that is not there.
+        UnsupportedError: matplotlib is not installed.
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"`{path}` is no {' or '.join(SUFFIXES)} file", "give it one of these suffixes")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"`{path}` cannot be written: there is no folder `{path.absolute().parent}`", "give a path in a folder that exists")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UnsupportedError("matplotlib is not installed", "pip install 'pyllm[plots]'")
 
 
 def _timings(measurements: Sequence[Measurement]) -> Iterator[tuple[Measurement, Timing]]:

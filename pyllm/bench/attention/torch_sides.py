@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pyllm._ffi import Attention
     from pyllm.routes.key import Node
 
+#: Head dims that FlashInfer's fa2 is compiled for; others make it read outside of its tiles.
+_HEADS = (64, 128, 256)
 #: Tokens of a page of FlashInfer's cache, and bytes of its workspace.
 _PAGE = 64
 _WORKSPACE = 512 * 2**20
@@ -27,17 +29,24 @@ _WORKSPACE = 512 * 2**20
 def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as failure:
-        raise UnsupportedError(f"{name} cannot be imported: {failure}", f"install {name} to compare with it") from None
+    except Exception as failure:  # noqa: BLE001 - FlashInfer looks for compilers and binaries of its own while it is imported
+        raise UnsupportedError(f"{name} cannot be imported: {_first_line(failure)}", f"install {name} to compare with it") from None
+
+
+def _first_line(failure: Exception) -> str:
+    return (str(failure).splitlines() or [type(failure).__name__])[0]
 
 
 class _TorchSide:
     """Q, K and V of every node as torch tensors, ``[streams, heads, rows, d]``; on a GPU all passes are one captured graph."""
 
     name = ""
+    torch: Any = None
 
     def __init__(self, device: str) -> None:
         self.device = device
+        self.sets: list[tuple[Any, ...]] = []
+        self.output: Any = None
 
     def prepare(self, attention: Attention, node: Node) -> str:
         """See :class:`pyllm.bench.attention.side.Side`."""
@@ -48,16 +57,18 @@ class _TorchSide:
         self.node = node
         self.heads = {"q": (node.n_head, node.n_q, node.d_k), "k": (node.n_head_kv, node.n_kv, node.d_k), "v": (node.n_head_kv, node.n_kv, node.d_v)}
         dtype = self.torch.float32 if self.device == "cpu" else self.torch.float16
+        if self.device != "cpu":
+            self.torch.cuda.set_device(self.device)
         try:
             # The first node's values, so that results can be compared; the others only have to lie elsewhere.
             first = tuple(self.tensor(attention.input(name), name, dtype) for name in "qkv")
             self.sets = [first, *(tuple(one.clone() for one in first) for _ in range(attention.nodes - 1))]
             self.ready()
-            self.output: Any = None
             self.replay: Callable[[], None] = self.captured() if self.device != "cpu" else self.all_nodes
-        except self.torch.OutOfMemoryError as failure:
+        except Exception as failure:  # noqa: BLE001 - what another library cannot is told, and the others go on
             self.close()
-            raise OutOfMemoryError(f"{self.name}: {failure}".splitlines()[0], "measure a shorter cache") from None
+            kind = OutOfMemoryError if isinstance(failure, self.torch.OutOfMemoryError) else UnsupportedError
+            raise kind(f"{self.name}: {type(failure).__name__}: {_first_line(failure)}", "leave it out with --against, or measure a shorter cache") from None
         return self.words()
 
     def tensor(self, values: NDArray[np.float32], name: str, dtype: Any) -> Any:
@@ -94,6 +105,8 @@ class _TorchSide:
         """One pass as a graph, so that the time is the device's and not that of Python's calls."""
         cuda = self.torch.cuda
         stream = cuda.Stream()
+        # Copies and plans were queued on the stream of before.
+        stream.wait_stream(cuda.current_stream())
         with cuda.stream(stream):
             for _ in range(3):
                 self.all_nodes()
@@ -130,8 +143,12 @@ class _TorchSide:
     def close(self) -> None:
         """Give the tensors back."""
         self.sets, self.output, self.replay = [], None, self.all_nodes
-        if self.device != "cpu":
+        self.free()
+        if self.torch is not None and self.device != "cpu":
             self.torch.cuda.empty_cache()
+
+    def free(self) -> None:
+        """Let go of what :meth:`ready` made."""
 
 
 class Sdpa(_TorchSide):
@@ -139,23 +156,30 @@ class Sdpa(_TorchSide):
 
     name = "sdpa"
 
+    mask: Any = None
+
     def ready(self) -> None:
-        """The mask as torch wants it; one query row sees everything and needs none."""
+        """Query heads as rows of their KV head, which PyTorch's fast kernels take with a mask; one row sees everything and needs none."""
         node, torch = self.node, self.torch
-        self.mask = None
+        gqa = node.n_head // node.n_head_kv
+        self.sets = [(q.reshape(node.streams, node.n_head_kv, gqa * node.n_q, node.d_k), k, v) for q, k, v in self.sets]
         if node.mask != "none" and node.n_q > 1:
             columns = torch.arange(node.n_kv, device=self.device)
             last = torch.arange(node.n_kv - node.n_q, node.n_kv, device=self.device).clamp(min=0)
-            self.mask = columns[None, :] <= last[:, None]
+            self.mask = (columns[None, :] <= last[:, None]).repeat(gqa, 1)
 
     def one(self, number: int) -> Any:
         """See :class:`_TorchSide`."""
         q, k, v = self.sets[number]
-        return self.torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, enable_gqa=self.node.n_head != self.node.n_head_kv)
+        return self.torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
 
     def rows(self, output: Any) -> Any:
-        """From ``[streams, heads, rows, d]``."""
-        return output.permute(0, 2, 1, 3)
+        """From ``[streams, KV heads, query heads of one * rows, d]``."""
+        return output.reshape(self.node.streams, self.node.n_head, self.node.n_q, self.node.d_v).permute(0, 2, 1, 3)
+
+    def free(self) -> None:
+        """See :class:`_TorchSide`."""
+        self.mask = None
 
     def words(self) -> str:
         """The version."""
@@ -172,8 +196,9 @@ class FlashInfer(_TorchSide):
         super().check(node)
         if self.device == "cpu":
             raise UnsupportedError("FlashInfer needs a GPU", "name one")
-        if node.d_k != node.d_v or node.n_kv % _PAGE or node.mask == "none":
-            raise UnsupportedError(f"FlashInfer is asked for square heads, whole pages of {_PAGE} and a causal mask", "measure such a shape")
+        if node.d_k != node.d_v or node.d_k not in _HEADS or node.n_kv % _PAGE or node.mask == "none" or node.n_q > node.n_kv:
+            heads = ", ".join(map(str, _HEADS))
+            raise UnsupportedError(f"FlashInfer is asked for head dims {heads}, whole pages of {_PAGE} and a causal mask", "measure such a shape")
         self.flashinfer = _module("flashinfer")
 
     def ready(self) -> None:
@@ -212,6 +237,12 @@ class FlashInfer(_TorchSide):
     def rows(self, output: Any) -> Any:
         """It has the order already."""
         return output
+
+    wrapper: Any = None
+
+    def free(self) -> None:
+        """See :class:`_TorchSide`."""
+        self.wrapper = None
 
     def words(self) -> str:
         """The version and the backend."""

@@ -69,6 +69,11 @@ def test_the_nodes_of_a_model():
         (["--against", "vllm"], "`vllm` is nothing"),
         (["--route", "fast"], "route `fast` is not known"),
         (["-c", "512"], "flags of a model"),
+        (["-np", "2"], "flags of a model"),
+        (["--tune", "t.json", "--json"], "--json is given with --tune"),
+        (["--tune", "t.json", "-o", "a.svg"], "--out is given with --tune"),
+        (["--tune", "none/t.json"], "there is no folder"),
+        (["-o", "none/a.svg"], "there is no folder"),
         (["-m", "a.gguf", "--shapes", "b"], "together"),
         (["-m", "a.gguf", "--heads", "8/2"], "--heads is for nodes in numbers"),
         (["--heads", "7/2"], "do not divide"),
@@ -85,6 +90,28 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(t
     done = run("-o", tmp_path / "a.pdf")
     assert isinstance(done.exception, ConfigError)
     assert ".png or .svg" in done.exception.message
+
+
+def test_nothing_to_draw(tmp_path):
+    done = run("--head", "64/64", "--n-kv", "256", "--route", "verify", "--against", "", "-o", tmp_path / "a.svg")
+    assert isinstance(done.exception, UnsupportedError)
+    assert "nothing to draw" in done.exception.message
+
+
+def test_shapes_that_do_not_fit_are_left_out(tmp_path):
+    shapes = tmp_path / "shapes"
+    shapes.write_text("64 64 2 4 256 1 1 f16\n64 64 64 1 1073741824 1 4096 f16\n")
+    done = run("--shapes", shapes, "--against", "")
+    assert done.exit_code == 0, done.output
+    assert len(done.stdout.splitlines()) == 2
+    assert "skipped   64/64 heads 64/64 n_q 1 n_kv 1073741824 f16/f16 4096 streams" in done.stderr
+
+
+def test_a_wrong_result_is_an_error(monkeypatch):
+    monkeypatch.setattr("pyllm.bench.attention.measure.WRONG", 0.0)
+    done = run("--head", "64/64", "--heads", "8/2", "--n-kv", "256", "-ctk", "q4_0", "--against", "")
+    assert done.exit_code == 1
+    assert "a wrong result" in done.stderr
 
 
 def test_tuning_needs_a_gpu(tmp_path, monkeypatch):

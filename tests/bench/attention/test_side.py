@@ -104,6 +104,7 @@ def test_what_is_not_installed_says_so(monkeypatch, side, module):
     node = Node(64, 64, 8, 2, 1, 256)
     with pytest.raises(UnsupportedError, match=f"{module} cannot be imported") as failure:
         side.prepare(attention(node), node)
+    side.close()
     assert failure.value.hint == f"install {module} to compare with it"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from pyllm.bench.attention import tune as module
 from pyllm.bench.attention.measure import Measurement, Timing
-from pyllm.bench.attention.shapes import from_numbers
+from pyllm.bench.attention.shapes import Shape, from_numbers
 from pyllm.errors import OutOfMemoryError, UnsupportedError
 from pyllm.routes.devices import DEVICES
 from pyllm.routes.key import Key
@@ -23,19 +24,6 @@ def simulated(monkeypatch):
     def set_up(name):
         device = DEVICES[name]
 
-        class Probe(SimpleNamespace):
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *_):
-                pass
-
-        current = {}
-
-        def attention(_index, shape, **_):
-            current["node"] = shape
-            return Probe(codes=Key(device, current["shape"].node).codes)
-
         def measure(_index, shape, sides, **_):
             timings = []
             for side in sides:
@@ -44,16 +32,8 @@ def simulated(monkeypatch):
                     timings.append(Timing(side.name, kernel, 10.0 if side.name == "verify" else 20.0))
                 except UnsupportedError as failure:  # noqa: PERF203 - as the real one does
                     timings.append(Timing(side.name, refusal=failure.message))
-            return Measurement(shape, 1, 1, tuple(timings))
+            return Measurement(shape, 1, 1, 2, 2, tuple(timings))
 
-        one = module._one
-
-        def noted(index, shape, *rest):
-            current["shape"] = shape
-            return one(index, shape, *rest)
-
-        monkeypatch.setattr(module, "_one", noted)
-        monkeypatch.setattr(module, "Attention", attention)
         monkeypatch.setattr(module, "measure", measure)
         monkeypatch.setattr(module, "routed_device", lambda _: device)
 
@@ -62,7 +42,9 @@ def simulated(monkeypatch):
 
 def test_each_shape_that_both_run_is_measured(simulated):
     simulated("sm_90")
-    found, skipped = module.tune(0, SHAPES, rounds=1, cold=1)
+    saved = []
+    found, skipped = module.tune(0, SHAPES, rounds=1, cold=1, save=lambda measured: saved.append(len(measured)))
+    assert saved == [1, 2, 3, 4]
     assert {(one.head, one.kv, one.gqa, one.n_q) for one in found} == {("128/128", kv, 4, n_q) for kv in ("q8_0/q8_0", "f16/f16") for n_q in (1, 4)}
     assert {one.other for one in found} == {"vec", "mma 4x4"}
     assert all(one.wins for one in found)
@@ -97,3 +79,11 @@ def test_a_shape_that_does_not_fit_is_left_out(simulated, monkeypatch):
     found, skipped = module.tune(0, SHAPES, rounds=1, cold=1)
     assert {one.n_q for one in found} == {1}
     assert len(skipped["no room"]) == 3
+
+
+def test_windows_are_left_out(simulated):
+    simulated("sm_90")
+    window = Shape(replace(SHAPES[0].node, n_kv_max=512))
+    found, skipped = module.tune(0, [SHAPES[0], window], rounds=1, cold=1)
+    assert len(found) == 1
+    assert list(skipped.values()) == [[window.node]]
