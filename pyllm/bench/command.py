@@ -159,6 +159,7 @@ def depth(  # noqa: PLR0917 - typer passes options by name
 def soak(
     cycles: Annotated[int, typer.Option(help="Steps over all engines.")] = 200_000,
     seed: Annotated[int, typer.Option(help="Of the events.")] = 1,
+    jobs: Annotated[int, typer.Option("-j", "--jobs", help="Engines that run at once, each in a process of its own.", min=1, max=4)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Random arrivals, cancels, shifts, evictions, saves and restores on four tiny engines, each step checked.
@@ -166,15 +167,16 @@ def soak(
     Ends with an error when something is not what it has to be, or when memory grows.
     """
     from pyllm.bench.decode import machine  # noqa: PLC0415 - the native library is slow to load
-    from pyllm.bench.soak import SHARES, engines, soak  # noqa: PLC0415
+    from pyllm.bench.soak import SHARES, soak_all  # noqa: PLC0415
 
-    results = {}
-    with Console(stderr=True).status("starting") as status:
-        for name, config in engines().items():
-            share = round(cycles * SHARES[name])
-            results[name] = soak(config, max(4, share), seed, progress=lambda number, name=name: status.update(f"{name}: cycle {number}"))  # type: ignore[misc]
+    found = {}
+    with Console(stderr=True).status(f"{len(SHARES)} engines") as status:
+        for name, result in soak_all(cycles, seed, jobs):
+            found[name] = result
+            status.update(f"{len(found)} of {len(SHARES)} engines are done, {name} the last")
+    results = {name: found[name] for name in SHARES}
     if as_json:
-        facts = {"cycles": cycles, "seed": seed}
+        facts = {"cycles": cycles, "seed": seed, "jobs": jobs}
         json.dump(machine() | facts | {"results": {name: result.to_json() for name, result in results.items()}}, sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:

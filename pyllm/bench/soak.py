@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import random
 import resource
 import statistics
@@ -22,7 +23,7 @@ from pyllm.engine.scheduler import Scheduler
 from pyllm.errors import InternalError, PyllmError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
 
     from pyllm.checkpoints import Checkpoint
 
@@ -32,7 +33,8 @@ EVENTS = {"arrive": 0.2, "cancel": 0.01, "save": 0.01, "restore": 0.01, "fork": 
 #: Cycles of a phase. In every other one nothing arrives: slots fall idle, and can be saved, restored, forked and erased.
 PHASE = 150
 
-#: Requests that may wait at once, checkpoints that are kept aside, and the longest prompt as a share of a slot.
+#: Requests that may wait at once, checkpoints that are kept aside (of conversations, and of suspended requests: these are the caller's memory, and in no
+#: budget), and the longest prompt as a share of a slot.
 MOST_WAITING = 6
 MOST_KEPT = 4
 LONGEST = 0.7
@@ -210,7 +212,8 @@ class _Driver:
         return True
 
     def _suspend(self) -> bool:
-        request = self._pick([request for request in self.scheduler.running if request.begun])
+        able = [request for request in self.scheduler.running if request.begun] if len(self.paused) < MOST_KEPT else []
+        request = self._pick(able)
         if request is not None:
             self.paused.append(conversations.suspend(self.scheduler, request))
         return request is not None
@@ -267,7 +270,19 @@ class _Driver:
         self.folder.cleanup()
 
 
-def soak(config: EngineConfig, cycles: int, seed: int, *, family_seed: int = 0, progress: Callable[[int], None] = lambda _: None) -> Soak:
+def soak_all(cycles: int, seed: int, jobs: int = 1) -> Iterator[tuple[str, Soak]]:
+    """Soak every engine in a process of its own, ``jobs`` of them at once: what one leaves in memory is not the next one's. As they end."""
+    work = [(name, max(4, round(cycles * share)), seed) for name, share in SHARES.items()]
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
+        yield from pool.imap_unordered(_one, work)
+
+
+def _one(work: tuple[str, int, int]) -> tuple[str, Soak]:
+    name, cycles, seed = work
+    return name, soak(engines()[name], cycles, seed)
+
+
+def soak(config: EngineConfig, cycles: int, seed: int, *, family_seed: int = 0) -> Soak:
     """Drive an engine of a successor model for ``cycles`` steps.
 
     Raises:
@@ -281,7 +296,6 @@ def soak(config: EngineConfig, cycles: int, seed: int, *, family_seed: int = 0, 
             driver.cycle()
             if number % max(1, cycles // 400) == 0:
                 samples[number * 4 // cycles].append(_resident())
-                progress(number)
         driver.drain()
     except PyllmError as failure:
         raise InternalError(f"cycle {driver.result.cycles} of seed {seed}: {failure.message}") from failure
