@@ -101,8 +101,6 @@ def measure(
     *,
     rounds: int,
     cold: int,
-    seed: int = 0,
-    threads: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Measurement:
     """Time ``shape`` by each of ``sides``, the first of them first in one round and last in the next; a side that cannot says why.
@@ -113,7 +111,7 @@ def measure(
         OutOfMemoryError: K and V do not fit the device.
     """
     node = shape.node
-    with Attention(device, native_shape(node), cold=cold, seed=seed, threads=threads) as attention:
+    with Attention(device, native_shape(node), cold=cold) as attention:
         reference = Reference(attention, node) if Reference.covers(node) else None
         done: dict[str, Timing] = {}
         ready: list[tuple[Side, int]] = []

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import math
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from pyllm.errors import OutOfMemoryError, UnsupportedError
@@ -37,7 +38,7 @@ def _first_line(failure: Exception) -> str:
     return (str(failure).splitlines() or [type(failure).__name__])[0]
 
 
-class _TorchSide:
+class _TorchSide(ABC):
     """Q, K and V of every node as torch tensors, ``[streams, heads, rows, d]``; on a GPU all passes are one captured graph."""
 
     name = ""
@@ -83,12 +84,13 @@ class _TorchSide:
         if {node.type_k, node.type_v} - {"f16"}:
             raise UnsupportedError(f"{self.name} has no {node.type_k}/{node.type_v} cache", "measure f16")
 
+    @abstractmethod
     def ready(self) -> None:
         """What has to be done once, with the tensors in place."""
 
+    @abstractmethod
     def one(self, number: int) -> Any:
         """Compute node ``number``."""
-        raise NotImplementedError
 
     def words(self) -> str:
         """What runs the node."""
@@ -136,9 +138,9 @@ class _TorchSide:
         found: NDArray[np.float32] = self.rows(self.output).float().cpu().numpy().ravel()
         return found
 
+    @abstractmethod
     def rows(self, output: Any) -> Any:
         """A result as ``[streams, n_q, n_head, d_v]``."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Give the tensors back."""
@@ -147,6 +149,7 @@ class _TorchSide:
         if self.torch is not None and self.device != "cpu":
             self.torch.cuda.empty_cache()
 
+    @abstractmethod
     def free(self) -> None:
         """Let go of what :meth:`ready` made."""
 
