@@ -10,7 +10,7 @@ from pyllm.errors import ModelFormatError, NotFoundError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pyllm.repro.scenario import ModelFile
+    from pyllm.repro.scenario import ModelFile, Projector
 
 _NORMAL = 1  # llama_token_type: an ordinary piece of text
 
@@ -37,6 +37,17 @@ def model_path(model: ModelFile, beside: Path) -> Path:
     if not path.is_file():
         raise NotFoundError(f"there is no model `{path}`", "a scenario's path starts at the scenario's folder")
     return path
+
+
+def projector_path(projector: Projector, model: Path, out: Path) -> Path:
+    """Write the image encoder of ``model`` to ``out``, and return that.
+
+    Raises:
+        ConfigError: a model without token embeddings.
+    """
+    from pyllm import models  # noqa: PLC0415 - numpy and gguf are slow to load
+
+    return models.projector(model, out, seed=projector.seed, strength=projector.strength)
 
 
 @cache

@@ -25,9 +25,9 @@ def compare(records: Sequence[Record], plain: Subject) -> int:
     greedy = [record for record in records if record.sent.greedy]
     for record in greedy:
         sent = record.sent
-        key = (sent.prompt, sent.n, sent.stop)
+        key = (sent.prompt, sent.images, sent.n, sent.stop)
         if key not in known:
-            answer = plain.run([Sent(sent.prompt, sent.n, stop=sent.stop, cache=False)])[0]
+            answer = plain.run([Sent(sent.prompt, sent.n, stop=sent.stop, cache=False, images=sent.images)])[0]
             if answer.fault is not None:
                 raise CheckError(
                     f"the oracle failed: {answer.fault.text}",

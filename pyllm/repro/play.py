@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyllm.errors import PyllmError
+from pyllm.repro.content import joined
 from pyllm.repro.damage import corrupt
 from pyllm.repro.subject import Answer, Fault, Sent, Subject
 from pyllm.repro.verdict import CheckError
@@ -48,6 +49,7 @@ class Play:
     def __post_init__(self) -> None:
         self._conversations: dict[int, list[int]] = {}
         self._saved: dict[str, list[int]] = {}
+        self._pictured: set[int] = set()
         self._drafts: dict[int, tuple[int, int]] = {}
         self._drawn = 0
 
@@ -96,6 +98,7 @@ class Play:
                 raise CheckError(ended, expected="an orderly end before the restart", got=ended)
             self.subject.start()
             self._conversations.clear()
+            self._pictured.clear()
         elif step.wait is not None:
             time.sleep(step.wait.seconds)
         else:
@@ -118,12 +121,21 @@ class Play:
             self.records.append(Record(number, asked, got))
             if expect.cached is not None and got.cached < expect.cached:
                 raise CheckError("more of the prompt was computed again", expected=f"{expect.cached} tokens found or more", got=f"{got.cached}")
-            known = list(asked.prompt) if not isinstance(asked.prompt, str) else self.subject.tokenize(asked.prompt)
-            self._conversations[prompt.slot or 0] = [*known, *got.tokens]
+            self._remember(prompt.slot or 0, asked, got)
         self._drafts[number] = (sum(got.drafted for got in answers), sum(got.accepted for got in answers))
         self._compare_drafts(number, expect)
         if step.expect.error is not None:
             self._prove(number, prompts[0].slot)
+
+    def _remember(self, slot: int, asked: Sent, got: Answer) -> None:
+        """What a later prompt may continue: nothing behind an image, which has no tokens."""
+        if asked.images:
+            self._conversations.pop(slot, None)
+            self._pictured.add(slot)
+            return
+        known = list(asked.prompt) if not isinstance(asked.prompt, str) else self.subject.tokenize(asked.prompt)
+        self._conversations[slot] = [*known, *got.tokens]
+        self._pictured.discard(slot)
 
     def _compare_drafts(self, number: int, expect: Outcome) -> None:
         drafted, accepted = self._drafts[number]
@@ -160,6 +172,7 @@ class Play:
                 self._saved[step.save.to] = list(self._conversations.get(step.save.slot, []))
             elif step.restore is not None:
                 self._conversations.pop(step.restore.slot, None)
+                self._pictured.discard(step.restore.slot)
                 self.subject.restore(step.restore.slot, step.restore.source)
                 self._conversations[step.restore.slot] = list(self._saved.get(step.restore.source, []))
             elif step.fork is not None:
@@ -179,8 +192,14 @@ class Play:
                 raise CheckError(f"`{step.verb}` was carried out", expected=step.expect.error, got="no error")
 
     def _draw(self, prompt: Prompt, after: int | None = None) -> Sent:
-        if prompt.text is not None and not prompt.continues:
-            content: str | tuple[int, ...] = prompt.text
+        images: tuple[str, ...] = ()
+        content: str | tuple[int, ...]
+        if prompt.content is not None:
+            content, images = joined(prompt.content)
+        elif prompt.text is not None and not prompt.continues:
+            content = prompt.text
+        elif prompt.continues and (prompt.slot or 0) in self._pictured:
+            raise CheckError("the conversation has an image, which cannot be put in front as tokens", expected="tokens", got="an image")
         else:
             held = self._conversations.get(prompt.slot or 0, []) if prompt.continues else []
             if prompt.continues and prompt.cut >= max(len(held), 1):
@@ -201,6 +220,7 @@ class Play:
             prompt.slot,
             after,
             depth=prompt.depth,
+            images=images,
         )
 
     def _fresh(self, prompt: Prompt) -> Sequence[int]:

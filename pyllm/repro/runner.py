@@ -14,7 +14,7 @@ from pyllm.repro import flags as command
 from pyllm.repro.collection import engine_file
 from pyllm.repro.engine import EngineSubject
 from pyllm.repro.engines import load_engine
-from pyllm.repro.files import model_path, text_tokens
+from pyllm.repro.files import model_path, projector_path, text_tokens
 from pyllm.repro.machine import Machine, engine_machine, server_machine
 from pyllm.repro.oracle import compare
 from pyllm.repro.plan import judge
@@ -125,6 +125,7 @@ class _Run:
         self.begin = time.monotonic()
         self.model = model_path(self.scenario.model, self.beside)
         self.draft = None if self.scenario.draft is None else model_path(self.scenario.draft, self.beside)
+        self.projector = None if self.scenario.projector is None else projector_path(self.scenario.projector, self.model, self._file("-projector.gguf"))
 
     def verdict(self, verdict: Verdict) -> Verdict:  # noqa: PLR0911 - one reason after another
         """Play, compare, judge."""
@@ -245,21 +246,27 @@ class _Run:
         return ServerSubject(find_server(self.runner.against), flags, limit=self.scenario.limit, log_file=self._log(suffix))
 
     def _log(self, suffix: str) -> Path:
-        file = self.folder / f"{self.scenario.name.replace('/', '-')}-{self.level}{suffix}.log"
+        file = self._file(f"{suffix}.log")
         file.write_bytes(b"")
         return file
 
+    def _file(self, suffix: str) -> Path:
+        return self.folder / f"{self.scenario.name.replace('/', '-')}-{self.level}{suffix}"
+
     def _flags(self) -> list[str]:
-        words = self.scenario.server_flags(self.model, self.draft, self.parts)
+        words = self.scenario.server_flags(self.model, self.draft, self.parts, self.projector)
         return [*words, "--slot-save-path", str(self.folder)] if self.scenario.verbs() & {"save", "restore"} else words
 
     def _foreign(self, url: str) -> str:
         """Why a server elsewhere cannot stand for the scenario's: it has another model."""
         with ServerClient(url, timeout=self.scenario.limit) as client:
-            served = Path(str(client.properties().get("model_path", ""))).name
+            properties = client.properties()
+        served = Path(str(properties.get("model_path", ""))).name
+        flags = " ".join(self._flags())
+        if self.scenario.projector is not None and not properties.get("modalities", {}).get("vision"):
+            return f"{url} sees no images, the scenario has some: start it with `{flags}`"
         if served == self.model.name:
             return ""
-        flags = " ".join(self._flags())
         return f"{url} serves `{served}`, the scenario needs `{self.model.name}`: start it with `{flags}`"
 
 

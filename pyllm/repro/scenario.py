@@ -76,6 +76,13 @@ class ModelFile(Part):
         return value
 
 
+class Projector(Part):
+    """A tiny image encoder for the scenario's model: ``seed`` draws it, and ``strength`` is how much an image matters beside a token."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    strength: Annotated[float, Field(gt=0, le=100)] = 1.0
+
+
 class Substitution(Part):
     """Words of the reported flags, what is used in their place, and why. Empty ``reported`` adds words at the end."""
 
@@ -87,7 +94,7 @@ class Substitution(Part):
 class ServerFlags(Part):
     """The server level: the reported flags with what had to be substituted.
 
-    ``{model}`` and ``{draft}`` stand for the files. ``flags`` has to be exactly what the substitutions make of the
+    ``{model}``, ``{draft}`` and ``{projector}`` stand for the files. ``flags`` has to be exactly what the substitutions make of the
     reported flags: nothing changes without a reason beside it.
     """
 
@@ -124,7 +131,7 @@ class Whole(Part):
 
 
 class Scenario(Part):
-    """One file. ``limit`` is in seconds, for each step and for the start."""
+    """One file. ``limit`` is in seconds, for each step and for the start; ``projector`` makes what a server needs for prompts with images."""
 
     name: str
     description: str
@@ -134,6 +141,7 @@ class Scenario(Part):
     beyond: tuple[Beyond, ...] = ()
     model: ModelFile
     draft: ModelFile | None = None
+    projector: Projector | None = None
     plan: Plan | None = None
     engine: dict[str, Any] | None = None
     server: ServerFlags | None = None
@@ -162,6 +170,18 @@ class Scenario(Part):
             like = step.expect.drafts_as
             if like is not None and (like >= number or self.steps[like - 1].prompt is None):
                 raise refuse(f"drafts_as {like} is no earlier step with prompts", "steps count from 1", "steps", number - 1, "expect", "drafts_as")
+        return self
+
+    @model_validator(mode="after")
+    def _seen(self) -> Scenario:
+        for number, step in enumerate(self.steps):
+            requests = (*(step.prompt or ()), *((step.cancel,) if step.cancel else ()))
+            if not any(piece.image for request in requests for piece in request.content or ()):
+                continue
+            if self.projector is None:
+                raise refuse("an image needs something that makes rows of it", "add `projector: {}`, and `--mmproj {projector}` to the flags", "steps", number)
+            if self.engine is not None:
+                raise refuse("the engine takes no images", "give `skip: {engine: …}` with this reason", "steps", number)
         return self
 
     @model_validator(mode="after")
@@ -223,11 +243,11 @@ class Scenario(Part):
             check_batch(batch=config.batch, slots=config.slots, depth=config.spec.n_max)
         return config
 
-    def server_flags(self, model: Path, draft: Path | None, parts: Sequence[Beyond] = ()) -> list[str]:
+    def server_flags(self, model: Path, draft: Path | None, parts: Sequence[Beyond] = (), projector: Path | None = None) -> list[str]:
         """The server's flags for these files, and for the parts that the machine can show."""
         words = command.split("" if self.server is None else self.server.flags)
         words += [word for part in parts for word in command.split(part.flags)]
-        return command.fill(words, {"model": str(model), "draft": str(draft or "")})
+        return command.fill(words, {"model": str(model), "draft": str(draft or ""), "projector": str(projector or "")})
 
     def verbs(self) -> set[str]:
         """The verbs of its steps."""

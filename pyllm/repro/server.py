@@ -190,6 +190,7 @@ def _options(sent: Sent) -> dict[str, Any]:
         "slot": sent.slot,
         "cache": sent.cache,
         "depth": sent.depth,
+        "images": sent.images,
     }
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pyllm import errors
+from pyllm.repro.content import Piece  # noqa: TC001 - pydantic reads annotations at run time
 from pyllm.repro.part import Part, near, refuse
 
 Count = Annotated[int, Field(ge=1, le=100_000)]
@@ -16,7 +17,7 @@ VERBS = ("prompt", "save", "restore", "fork", "cancel", "restart", "corrupt", "w
 
 
 class Prompt(Part):
-    """A request. The prompt is ``text``, ``tokens``, or ``random``, a count of tokens drawn by the scenario's seed.
+    """A request. The prompt is ``text``, ``tokens``, ``random``, a count of tokens drawn by the scenario's seed, or ``content``, texts and images.
 
     ``continues`` puts the slot's conversation in front, without its last ``cut`` tokens: a chat that grows, or is
     edited. ``count`` sends as many requests at once, with other random tokens each. ``slot`` is the one that has to take it.
@@ -26,6 +27,7 @@ class Prompt(Part):
     text: str | None = None
     tokens: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     random: Count | None = None
+    content: Annotated[tuple[Piece, ...], Field(min_length=1)] | None = None
     continues: bool = False
     cut: Annotated[int, Field(ge=0)] = 0
     count: Annotated[int, Field(ge=1, le=256)] = 1
@@ -38,9 +40,11 @@ class Prompt(Part):
 
     @model_validator(mode="after")
     def _one_source(self) -> Prompt:
-        given = [name for name in ("text", "tokens", "random") if getattr(self, name) is not None]
+        given = [name for name in ("text", "tokens", "random", "content") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise refuse(f"a prompt has {' and '.join(given) or 'no content'}", "give one of text, tokens, random")
+            raise refuse(f"a prompt has {' and '.join(given) or 'no content'}", "give one of text, tokens, random, content")
+        if self.content is not None and self.continues:
+            raise refuse("content continues nothing: a conversation is put in front as tokens, and an image has none", "write the conversation as content")
         if self.cut and not self.continues:
             raise refuse(f"cut {self.cut} cuts nothing", "it shortens the conversation that `continues: true` puts in front")
         if self.count > 1 and (self.random is None or self.continues):

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Sent:
     """One request as it was sent.
 
-    ``after`` leaves it when so many tokens have come; ``cache`` False computes its whole prompt; ``depth`` bounds its drafts.
+    ``after`` leaves it when so many tokens have come; ``cache`` False computes its whole prompt; ``depth`` bounds its drafts. ``images`` are files in base64,
+    and the prompt is a text with ``pyllm.server.client.IMAGE`` in the place of each.
     """
 
     prompt: str | tuple[int, ...]
@@ -27,6 +28,7 @@ class Sent:
     after: int | None = None
     cache: bool = True
     depth: int | None = None
+    images: tuple[str, ...] = ()
 
     @property
     def greedy(self) -> bool:
@@ -41,7 +43,9 @@ class Sent:
     def of(cls, values: dict[str, Any]) -> Sent:
         """From :meth:`as_dict`'s JSON."""
         prompt = values["prompt"]
-        return cls(**(values | {"prompt": prompt if isinstance(prompt, str) else tuple(prompt), "stop": tuple(values["stop"])}))
+        return cls(
+            **(values | {"prompt": prompt if isinstance(prompt, str) else tuple(prompt), "stop": tuple(values["stop"]), "images": tuple(values["images"])})
+        )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Finish = Literal["stop", "length", "cancelled"]
 
+#: Stands for an image in the text of a prompt: Unicode's character for an object that is not text.
+IMAGE = "\N{OBJECT REPLACEMENT CHARACTER}"
+
 
 class RefusedError(ServerError):
     """The server answered with an HTTP error.
@@ -114,12 +117,14 @@ class ServerClient:
         slot: int | None = None,
         cache: bool = True,
         depth: int | None = None,
+        images: Sequence[str] = (),
     ) -> ServerCompletion:
         """Continue ``prompt`` (text or tokens) by up to ``n`` tokens.
 
-        ``cache`` False computes the whole prompt. ``depth`` bounds what is drafted at once for it; only pyllm-server heeds it.
+        ``cache`` False computes the whole prompt. ``depth`` bounds what is drafted at once for it; only pyllm-server heeds it. ``images`` are files in
+        base64, one for each :data:`IMAGE` in the text.
         """
-        body = _body(prompt, n=n, temperature=temperature, seed=seed, stop=stop, slot=slot, cache=cache, depth=depth)
+        body = _body(self._prompt(prompt, images), n=n, temperature=temperature, seed=seed, stop=stop, slot=slot, cache=cache, depth=depth)
         answer = self._json("POST", "/completion", body)
         return _completion(answer, str(answer.get("content", "")), tuple(answer.get("tokens", ())))
 
@@ -134,9 +139,10 @@ class ServerClient:
         slot: int | None = None,
         cache: bool = True,
         depth: int | None = None,
+        images: Sequence[str] = (),
     ) -> Iterator[ServerChunk]:
         """The same, piece by piece. Leaving the loop early makes the server cancel the request."""
-        body = _body(prompt, n=n, temperature=temperature, seed=seed, stop=stop, slot=slot, cache=cache, depth=depth)
+        body = _body(self._prompt(prompt, images), n=n, temperature=temperature, seed=seed, stop=stop, slot=slot, cache=cache, depth=depth)
         text, tokens = "", ()
         try:
             with self._http.stream("POST", "/completion", json=body | {"stream": True}) as answer:
@@ -153,6 +159,15 @@ class ServerClient:
                     yield ServerChunk(str(piece.get("content", "")), tuple(piece.get("tokens", ())), last)
         except (httpx.HTTPError, OSError) as failure:
             raise self._unreachable(failure) from failure
+
+    def _prompt(self, prompt: str | Sequence[int], images: Sequence[str]) -> str | list[int] | dict[str, Any]:
+        """As ``/completion`` takes it. What stands for an image there is a text that each server draws when it starts."""
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if not images:
+            return prompt
+        marker = str(self.properties().get("media_marker", ""))
+        return {"prompt_string": prompt.replace(IMAGE, marker), "multimodal_data": list(images)}
 
     def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
         """Tokens of ``text`` in the server's vocabulary."""
@@ -224,7 +239,7 @@ class ServerClient:
 
 
 def _body(
-    prompt: str | Sequence[int],
+    prompt: str | list[int] | dict[str, Any],
     *,
     n: int,
     temperature: float,
@@ -235,7 +250,7 @@ def _body(
     depth: int | None,
 ) -> dict[str, Any]:
     body: dict[str, Any] = {
-        "prompt": prompt if isinstance(prompt, str) else list(prompt),
+        "prompt": prompt,
         "n_predict": n,
         "temperature": temperature,
         "stop": list(stop),

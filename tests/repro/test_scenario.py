@@ -46,6 +46,12 @@ def test_on_and_off_stay_text(write):
         (("tokens: [1, 2],", ""), (19, 5), "a prompt has no content", "one of"),
         (("n: 4}", "n: 4, count: 3}"), (19, 5), "would send the same prompt 3 times", "random"),
         (("n: 4}", "n: 4, cut: 3}"), (19, 5), "cuts nothing", "continues"),
+        (("tokens: [1, 2],", "content: [{text: a}], continues: true,"), (19, 5), "content continues nothing", "as content"),
+        (("tokens: [1, 2],", "content: [{}],"), (19, 24), "a piece of content needs a text or an image", "one piece for each"),
+        (("tokens: [1, 2],", "content: [{image: {width: 8, height: 8}}],"), (19, 25), "an image needs a colour or a seed", "colour: red"),
+        (("tokens: [1, 2],", "content: [{image: {width: 8, height: 8, colour: rde}}],"), (19, 54), "colour `rde` is not known", "did you mean `red`?"),
+        (("tokens: [1, 2],", "content: [{image: {width: 0, height: 8, seed: 1}}],"), (19, 33), "`width` is 0", ""),
+        (("tokens: [1, 2],", "content: [{image: {width: 8, height: 8, seed: 1}}],"), (19, 5), "something that makes rows of it", "add `projector: {}`"),
         (("n: 4}", "n: 4}\n    save: {slot: 0, to: a}"), (19, 5), "a step has `prompt` and `save`", "one of"),
         (
             ("n: 4}", "n: 4}\n    expect: {error: LimitErorr}"),

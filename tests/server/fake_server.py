@@ -50,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
             loading = options.start == "slow" and time.monotonic() - begin < 0.5
             self.reply(503 if loading else 200, {"status": "loading" if loading else "ok"})
         elif self.path == "/props":
-            self.reply(200, {"model_path": options.m})
+            self.reply(200, {"model_path": options.m, "media_marker": "<media>"})
         elif self.path == "/metrics":
             data = b"# HELP a\nllamacpp:prompt_tokens_total 7\nllamacpp:n_busy_slots_per_decode 1.5\n"
             self.send_response(200)
@@ -80,6 +80,11 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(500, "server_error", "internal trouble")
             return
         prompt = body["prompt"]
+        if isinstance(prompt, dict):
+            # An image is one token, which its size tells.
+            places = [f"{chr(len(data))}" for data in prompt["multimodal_data"]]
+            first, *texts = prompt["prompt_string"].split("<media>")
+            prompt = first + "".join(place + text for place, text in zip(places, texts, strict=True))
         if isinstance(prompt, str):
             prompt = [ord(c) for c in prompt]
         if answer == "400" or len(prompt) > 100:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import base64
-import struct
 import threading
-import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import numpy as np
 import pytest
 
 from pyllm import models
+from pyllm.repro.content import Image
 from pyllm.server.binary import find_server
 from pyllm.server.client import ServerClient
 from pyllm.server.process import ServerProcess
@@ -32,16 +30,9 @@ KINDS = [
 ]
 
 
-def png(seed: int, side: int = 40) -> bytes:
+def png(seed: int) -> bytes:
     """A square image of random pixels."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-
-    def part(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    lines = b"".join(b"\0" + line.tobytes() for line in pixels)
-    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(lines)) + part(b"IEND", b"")
+    return Image(width=40, height=40, seed=seed).png()
 
 
 def ask(url: str, *parts: str | bytes, n: int = 40, **fields: Any) -> tuple[str, int, int]:
