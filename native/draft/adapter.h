@@ -4,6 +4,7 @@
 #include "draft/boundary.h"
 #include "draft/driver.h"
 #include "draft/metrics.h"
+#include "draft/resting.h"
 
 #include "log.h"
 
@@ -182,6 +183,19 @@ struct common_speculative_impl_driven : public common_speculative_impl {
 };
 
 namespace pyllm::draft {
+
+template <class Impls>
+bool may_rest_all(const Impls & impls) {
+    bool ours = false;
+    for (const auto & impl : impls) {
+        const bool driven = dynamic_cast<const common_speculative_impl_driven *>(impl.get()) != nullptr;
+        if (!driven && impl->type < COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE) {
+            return false;
+        }
+        ours = ours || driven;
+    }
+    return ours;
+}
 
 // Tells /metrics what the drafters have done so far; last: per sequence, the one whose draft it had last, or NULL.
 template <class Impls, class Last>

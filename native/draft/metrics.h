@@ -1,7 +1,7 @@
 // What the drafters of a server did and took since its start, and what each slot drafts, in Prometheus' text format.
 //
 // Drafters are changed on the thread that decodes; /metrics is answered on another, also in the middle of a draft. So what it reads is told here
-// after each draft and verification. A process has one server, and this has one set of numbers: the last drafters that told theirs.
+// after each decode whose rows they take over, each draft and verification. A process has one server, and this has one set of numbers: the last drafters that told theirs.
 #pragma once
 
 #include <cstdint>

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+struct common_speculative;
 struct llama_context;
 
 namespace pyllm {
@@ -17,5 +18,12 @@ namespace pyllm::draft {
 // After twice as many plain steps it rests. From then on only its newest rows are kept, this many to twice as many: to inject them all would cost as much as
 // drafting does, and a draft that is tried from time to time says with these, nearly, what one with all of them would.
 constexpr int32_t RESTING_ROWS = 32;
+
+// Steps that a drafter reads after a rest before it is tried again. As LISTEN in pyllm/engine/drafting.py.
+constexpr int32_t LISTEN_STEPS = 32;
+
+// Whether a server's drafters can do without the rows of some decodes: ours see the gap in the positions of what comes next, and begin anew behind it.
+// The others' memory would have to be told, but for n-grams, which read none.
+bool may_rest(const common_speculative * spec);
 
 } // namespace pyllm::draft

@@ -38,6 +38,8 @@ struct {
     int64_t                              begun         = 0; // µs, 0: no step runs
     double                               seconds_draft = 0.0;
     bool                                 teaches       = true;
+    bool                                 may_rest      = false;
+    bool                                 rests         = false; // in the decode that comes
 } one;
 
 bool wishes_for(int32_t slot) {
@@ -71,17 +73,19 @@ draft::Cut cut_of(const llama_context * ctx, int32_t n_slots, bool unified) {
     return recurrent ? draft::Cut::equal : draft::Cut::rows;
 }
 
-void choose_depths(int32_t n_slots, int32_t n_max, draft::Cut cut, const std::vector<depth_wish> & wishes) {
+void choose_depths(const depth_terms & terms, const std::vector<depth_wish> & wishes) {
     const std::lock_guard<std::mutex> lock(one.mutex);
-    n_max = std::min(n_max, MAX_DEPTH);
+    const int32_t n_slots = terms.n_slots;
+    const int32_t n_max   = std::min(terms.n_max, MAX_DEPTH);
     if (n_max < 1) {
         one.control.reset();
         return;
     }
-    if (!one.control || one.control->n_seq() != n_slots || one.control->n_max() != n_max || one.cut != cut) {
-        // Rows are taken over by the drafter as they come: it never rests, and no draft has to catch up.
-        one.control  = std::make_unique<draft::DepthControl>(n_slots, n_max, cut, 0);
-        one.cut      = cut;
+    if (!one.control || one.control->n_seq() != n_slots || one.control->n_max() != n_max || one.cut != terms.cut || one.may_rest != terms.may_rest) {
+        // Rows are taken over by the drafter as they come: no draft has to catch up.
+        one.control  = std::make_unique<draft::DepthControl>(n_slots, n_max, terms.cut, terms.may_rest ? draft::LISTEN_STEPS : 0);
+        one.cut      = terms.cut;
+        one.may_rest = terms.may_rest;
         one.wishes.clear();
     }
     for (int32_t slot = 0; slot < n_slots; ++slot) {
@@ -166,6 +170,17 @@ void depth_step_done(int32_t n_rows) {
     step.n_prompt_rows  = n_rows - generated;
     one.control->record(step);
 }
+
+// A draft that waits to be verified again is told from what its drafter has read.
+void rest_drafters(llama_context * ctx, bool can) {
+    const bool now = can && one.control && one.teaches && one.control->rests();
+    if (one.rests != now) {
+        rest_taps(ctx, now);
+        one.rests = now;
+    }
+}
+
+bool drafters_rest() { return one.rests; }
 
 std::string depth_prometheus() {
     const std::lock_guard<std::mutex> lock(one.mutex);

@@ -5,8 +5,10 @@
 #pragma once
 
 #include "draft/micro_batches.h"
+#include "draft/resting.h"
 #include "server/draft_state.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -28,7 +30,15 @@ bool controls_depth();
 
 draft::Cut cut_of(const llama_context * ctx, int32_t n_slots, bool unified);
 
-void    choose_depths(int32_t n_slots, int32_t n_max, draft::Cut cut, const std::vector<depth_wish> & wishes);
+// What the slots and their drafters are.
+struct depth_terms {
+    int32_t    n_slots;
+    int32_t    n_max;
+    draft::Cut cut;
+    bool       may_rest; // draft::may_rest
+};
+
+void    choose_depths(const depth_terms & terms, const std::vector<depth_wish> & wishes);
 int32_t chosen_depth(int32_t slot, int32_t limit);
 // Whether the slot drafts nothing because that costs more than it brings.
 bool depth_is_off(int32_t slot);
@@ -38,13 +48,17 @@ void depth_verified(int32_t slot, int32_t n_drafted, int32_t n_accepted);
 void depth_replayed();
 void depth_step_done(int32_t n_rows);
 
+// The drafters read their rows, or need not where nothing is drafted for a while.
+void rest_drafters(llama_context * ctx, bool can);
+bool drafters_rest();
+
 std::string depth_prometheus();
 
 int64_t now_us();
 double  seconds_since(int64_t us);
 
 template <class Slots, class State>
-void choose_depths(const Slots & slots, State generating, const common_speculative * spec, int32_t n_max, const llama_context * ctx, bool unified) {
+void choose_depths(const Slots & slots, State generating, const common_speculative * spec, int32_t n_max, llama_context * ctx, bool unified) {
     if (spec == nullptr || !controls_depth()) {
         return;
     }
@@ -54,7 +68,13 @@ void choose_depths(const Slots & slots, State generating, const common_speculati
             wishes.push_back({ slot.id, slot.get_n_draft_max() });
         }
     }
-    choose_depths((int32_t) slots.size(), n_max, cut_of(ctx, (int32_t) slots.size(), unified), wishes);
+    rest_drafters(ctx, false); // an image of a prompt is decoded outside of the step's batch
+    choose_depths({ (int32_t) slots.size(), n_max, cut_of(ctx, (int32_t) slots.size(), unified), draft::may_rest(spec) }, wishes);
+}
+
+// Before a decode. Rows of prompts are always read.
+template <class Slots, class State> void rest_drafters(const Slots & slots, State idle, State generating, llama_context * ctx) {
+    rest_drafters(ctx, std::all_of(slots.begin(), slots.end(), [&](const auto & slot) { return slot.state == idle || slot.state == generating; }));
 }
 
 // A draft that waits to be verified again is not ours to cut.

@@ -45,6 +45,14 @@ Depth = Annotated[
         metavar="N",
     ),
 ]
+DepthControl = Annotated[
+    bool,
+    typer.Option(
+        "--depth-control/--no-depth-control",
+        help="Draft as much as pays by what is measured, down to nothing; without, always as much as there is room for.",
+        rich_help_panel=_SPECULATION,
+    ),
+]
 Slots = Annotated[
     int,
     typer.Option("-np", "--slots", "--parallel", help="Requests that run at once.", rich_help_panel=_SIZES, metavar="N"),
@@ -85,17 +93,18 @@ ValueType = Annotated[
 ]
 
 
-def speculation(types: str | None, depth: int | None) -> SpecConfig | None:
-    """The speculation that ``--spec`` and ``--n-max`` ask for.
+def speculation(types: str | None, depth: int | None, *, depth_control: bool = True) -> SpecConfig | None:
+    """The speculation that ``--spec``, ``--n-max`` and ``--no-depth-control`` ask for.
 
     Raises:
-        ConfigError: an unknown type, or a depth without one.
+        ConfigError: an unknown type, or a depth or its control without one.
     """
     if types is None:
-        if depth is not None:
-            raise ConfigError(f"--n-max {depth} is given without a drafter type", "add --spec, for example --spec mtp")
+        stray = f"--n-max {depth}" if depth is not None else "" if depth_control else "--no-depth-control"
+        if stray:
+            raise ConfigError(f"{stray} is given without a drafter type", "add --spec, for example --spec mtp")
         return None
-    return SpecConfig.of({"types": types} if depth is None else {"types": types, "n_max": depth})
+    return SpecConfig.of({"types": types, "depth_control": depth_control} | ({} if depth is None else {"n_max": depth}))
 
 
 ForceRoute = Annotated[

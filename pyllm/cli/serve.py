@@ -65,6 +65,7 @@ def serve(  # noqa: PLR0917 - options are given by name
     draft: options.Draft = None,
     spec: options.Spec = None,
     n_max: options.Depth = None,
+    depth_control: options.DepthControl = True,
     slots: options.Slots = 1,
     ctx: options.Context = 0,
     batch: options.Batch = 2048,
@@ -94,7 +95,7 @@ def serve(  # noqa: PLR0917 - options are given by name
     values = {
         "model": model,
         "draft": draft,
-        "spec": options.speculation(spec, n_max),
+        "spec": options.speculation(spec, n_max, depth_control=depth_control),
         "slots": slots,
         "ctx": ctx,
         "batch": batch,
@@ -110,16 +111,17 @@ def serve(  # noqa: PLR0917 - options are given by name
     drafter = read_header(config.draft[0]) if config.draft else None
     depth = draft_depth(config.spec, target, drafter)
     check_batch(batch=min(config.batch, config.ctx or target.n_ctx_train or config.batch), slots=config.slots, depth=depth)
+    controlled = controls_depth(config.spec, binary)
     with tuned(config.tuning) as environment:
         server = ServerProcess(
             binary,
-            [*command_flags(config, depth), *(flags or [])],
+            [*command_flags(config, depth, controlled=controlled), *(flags or [])],
             host=host,
             port=port,
             env=environment,
             echo=lambda line: print(line, file=sys.stderr),
         )
-        for line in plan(config, target, drafter, depth):
+        for line in plan(config, target, drafter, depth, controlled=controlled):
             console.say(line)
         console.say(f"command   {server.command_line}")
         with server.start(), server.forward_signals() as sent:
@@ -176,8 +178,20 @@ def draft_depth(spec: SpecConfig | None, target: Header, drafter: Header | None)
     return max(depths, default=0)
 
 
-def command_flags(config: EngineConfig, depth: int) -> list[str]:
-    """The server's flags for these settings."""
+def controls_depth(spec: SpecConfig | None, binary: Path) -> bool:
+    """Whether the server is to choose its depths. One that is not ours does not know how, which is said."""
+    if spec is None or not spec.depth_control:
+        return False
+    from pyllm.server.binary import server_version  # noqa: PLC0415 - httpx and pydantic load slower than the help
+
+    if server_version(binary) is not None:
+        return True
+    console.say(f"depth     always the most: `{binary}` is not a pyllm-server, and has no depth control")
+    return False
+
+
+def command_flags(config: EngineConfig, depth: int, *, controlled: bool) -> list[str]:
+    """The server's flags for these settings; ``controlled``: it chooses its depths."""
     flags = ["-m", str(config.model)]
     if config.draft:
         flags += ["-md", str(config.draft[0])]
@@ -185,6 +199,8 @@ def command_flags(config: EngineConfig, depth: int) -> list[str]:
         flags += ["--spec-type", ",".join(config.spec.types)]
         if any(name not in NGRAM_TYPES for name in config.spec.types):
             flags += ["--spec-draft-n-max", str(depth)]
+    if controlled:
+        flags.append("--depth-control")
     sizes = {
         "-np": config.slots,
         "-c": config.ctx,
@@ -199,14 +215,14 @@ def command_flags(config: EngineConfig, depth: int) -> list[str]:
     return [*flags, "--allow-cpu-attention"] if config.allow_cpu_attention else flags
 
 
-def plan(config: EngineConfig, target: Header, drafter: Header | None, depth: int) -> list[str]:
+def plan(config: EngineConfig, target: Header, drafter: Header | None, depth: int, *, controlled: bool) -> list[str]:
     """What will run, line by line."""
     slots, spec = config.slots, config.spec
     lines = [f"model     {target.name} ({target.architecture}), {config.model}"]
     if spec is not None:
         inside = "inside the model" if depth else "without a model"
         where = inside if drafter is None else f"{drafter.name} ({drafter.architecture}), {config.draft[0]}"
-        lines.append(f"drafter   {','.join(spec.types)}: {where}" + (f", up to {depth} tokens" if depth else ""))
+        lines.append(f"drafter   {','.join(spec.types)}: {where}" + (f", up to {depth} tokens" if depth else "") + (", as many as pay" if controlled else ""))
     cells = (config.ctx or target.n_ctx_train) // slots
     lines.append(f"slots     {slots}, {cells} tokens of context each, KV {'/'.join(config.kv_types)}")
     step = f"; a step takes up to {slots} × (1 + {depth}) = {slots * (1 + depth)} tokens" if depth else ""

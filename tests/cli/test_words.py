@@ -44,6 +44,7 @@ def test_help(pyllm, snapshot, command):
         ("nobody-there", ["repro", "run", "reports/000", "--against", "http://127.0.0.1:9"], 1),
         ("serve-missing-model", ["serve", "-m", "m.gguf"], 1),
         ("serve-stray", ["serve", "-m", "m.gguf", "n.gguf"], 1),
+        ("serve-control-without-spec", ["serve", "-m", "m.gguf", "--no-depth-control"], 1),
     ],
 )
 def test_mistakes(pyllm, snapshot, name, args, code):

@@ -12,11 +12,14 @@ import httpx
 import pytest
 
 from pyllm import models
-from pyllm.cli.serve import tuned
+from pyllm.cli.options import speculation
+from pyllm.cli.serve import command_flags, controls_depth, plan, read_header, tuned
+from pyllm.config import EngineConfig
 from pyllm.routes import present, tuning
 from pyllm.routes.devices import DEVICES
 from pyllm.routes.tablefile import load
 from pyllm.routes.tuning import Measured
+from pyllm.server.binary import find_server
 from pyllm.server.port import free_port
 
 
@@ -101,6 +104,25 @@ def test_serve_says_what_runs_and_forwards_ctrl_c(start, pair):
     assert "a step takes up to 2 × (1 + 3) = 8 tokens" in err
     assert "pyllm-server -m" in err
     assert "--threads 1 --no-warmup --host" in err
+    assert "up to 3 tokens, as many as pay" in err
+    assert " --depth-control " in err
+
+
+def test_serve_controls_depths_unless_told_otherwise(pair, fake_binary, capsys):
+    """As the engine does; a server that is not ours is not given a flag that it does not know."""
+    target, drafter = (read_header(path) for path in pair)
+
+    def told(binary, *, control):
+        spec = speculation("mtp", 3, depth_control=control)
+        config = EngineConfig(model=pair[0], draft=pair[1], spec=spec)
+        controlled = controls_depth(config.spec, binary)
+        return "--depth-control" in command_flags(config, 3, controlled=controlled), plan(config, target, drafter, 3, controlled=controlled)[1]
+
+    assert told(find_server(), control=True) == (True, f"drafter   draft-mtp: {drafter.name} (gemma4-assistant), {pair[1]}, up to 3 tokens, as many as pay")
+    assert told(find_server(), control=False) == (False, f"drafter   draft-mtp: {drafter.name} (gemma4-assistant), {pair[1]}, up to 3 tokens")
+    assert capsys.readouterr().err == ""
+    assert not told(fake_binary, control=True)[0]
+    assert "is not a pyllm-server, and has no depth control" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, 128 + signal.SIGKILL), (signal.SIGABRT, 128 + signal.SIGABRT)])

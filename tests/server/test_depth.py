@@ -79,6 +79,26 @@ def test_a_drafter_that_is_right_is_used(target, plain):
         assert tokens == [row[:40] for row in plain]
 
 
+def rows(client):
+    return lines(client)['drafter_rows_total{drafter="draft-dflash"}']
+
+
+def test_a_drafter_that_is_left_alone_reads_nothing(target):
+    """But the rows of prompts; and after a gap in its memory the text stays what it is."""
+    wrong = ("-m", target, "-md", drafter(1.0), "--spec-type", "draft-dflash", "--spec-draft-n-max", 7, "--depth-control")
+    with start(*wrong) as server, ServerClient(server.url) as client:
+        for salt in (0, 1):
+            long = client.completion(prompt_tokens(salt, 16), n=400, slot=0, cache=False)
+        before = rows(client)
+        assert before < 0.9 * 2 * (16 + 400)
+        client.completion(prompt_tokens(2, 100), n=2, slot=1)
+        assert rows(client) >= before + 100
+        known = [*prompt_tokens(1, 16), *long.tokens]
+        again, fresh = (client.completion(known, n=60, slot=slot, cache=cache) for slot, cache in ((0, True), (1, False)))
+        assert again.cached_tokens > 100
+        assert again.tokens == fresh.tokens
+
+
 def test_slots_say_why_they_draft_what_they_draft(target):
     good = ("-m", target, "-md", drafter(0.0), "--spec-type", "draft-dflash", "--spec-draft-n-max", 7, "--depth-control")
     with start(*good) as server, ServerClient(server.url) as client, concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -101,7 +121,11 @@ def test_memory_that_cannot_go_back_writes_the_same(name):
     with start(*flags) as server, ServerClient(server.url) as client:
         expected = both(client, 120)[0]
     with start(*flags, *spec, "--depth-control") as server, ServerClient(server.url) as client:
-        tokens, drafted, _ = both(client, 120)
-        assert tokens == expected
+        # Whether a draft of a tiny model pays is a matter of microseconds; some are tried.
+        for _ in range(8):
+            tokens, drafted, _ = both(client, 120)
+            assert tokens == expected
+            if drafted:
+                break
         assert drafted > 0
         assert lines(client)["depth_control_steps_total"] > 0
