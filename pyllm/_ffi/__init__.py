@@ -6,6 +6,7 @@ Only :mod:`pyllm._ffi.door` imports the compiled module. Every failing call rais
 
 from pyllm._ffi.attention import LANES, Attention, Rates, device_rates
 from pyllm._ffi.batch import Batch
+from pyllm._ffi.blob import Blob
 from pyllm._ffi.checkpoint import CheckpointFile, Section, model_fingerprint, write_checkpoint_file
 from pyllm._ffi.context import Context, ContextInfo
 from pyllm._ffi.crash import disable_crash_report, enable_crash_report
@@ -39,6 +40,7 @@ __all__ = [
     "Attention",
     "AttentionNode",
     "Batch",
+    "Blob",
     "CheckpointFile",
     "Context",
     "ContextInfo",

@@ -6,12 +6,14 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pyllm._ffi.blob import blob_of
 from pyllm._ffi.door import Handle, check, ffi, lib, text_of
 from pyllm.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pyllm._ffi.blob import Blob
     from pyllm._ffi.model import Model
 
 
@@ -32,7 +34,7 @@ def _c_text(what: str, text: str | bytes) -> bytes:
     return data
 
 
-def write_checkpoint_file(path: str | os.PathLike[str], facts: Mapping[str, str], sections: Mapping[str, bytes]) -> None:
+def write_checkpoint_file(path: str | os.PathLike[str], facts: Mapping[str, str], sections: Mapping[str, Blob]) -> None:
     """Write a file in place of the one at ``path``: at any moment, also when the process is killed, the old one or the new one is there, whole.
 
     Raises:
@@ -87,18 +89,16 @@ class CheckpointFile(Handle):
         """Names and sizes in bytes, in the order of the file."""
         return {section.name: section.size for section in self.table}
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str) -> Blob:
         """Bytes of a section.
 
         Raises:
             StateError: there is no such section, or its bytes are damaged.
+            OutOfMemoryError: there is no room for them.
         """
         size = self.sections.get(name, 0)
-        data = bytearray(size)
         got = ffi.new("size_t *")
-        buffer = ffi.from_buffer("uint8_t[]", data)
-        check(lib.pyllm_checkpoint_file_read(self._pointer, _c_text("the name of a section", name), buffer, size, got))
-        return bytes(data)
+        return blob_of(size, lambda data: check(lib.pyllm_checkpoint_file_read(self._pointer, _c_text("the name of a section", name), data, size, got)))
 
     def verify(self, name: str | None = None) -> None:
         """Check the bytes of one section, or of all.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyllm._ffi.blob import blob_of
 from pyllm._ffi.door import Handle, check, ffi, kv_type, lib
 from pyllm._ffi.trace import AttentionNode
 from pyllm.errors import InvalidArgumentError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyllm._ffi.batch import Batch
+    from pyllm._ffi.blob import Blob
     from pyllm._ffi.model import Model
 
 ROLLBACKS = ("none", "any", "bounded", "checkpoint")
@@ -199,7 +201,7 @@ class Context(Handle):
         check(lib.pyllm_memory_range(self._pointer, seq, first, last))
         return int(first[0]), int(last[0])
 
-    def state(self, seq: int, *, partial: bool = False, device: bool = False) -> bytes:
+    def state(self, seq: int, *, partial: bool = False, device: bool = False) -> Blob:
         """One sequence's memory as bytes; ``partial``: only what cannot be rolled back (sliding windows, recurrent state).
 
         ``device``: the memory is copied where it is and the bytes only stand for it; they load into this context only, and only the last ones taken
@@ -207,21 +209,21 @@ class Context(Handle):
 
         Raises:
             UnsupportedError: it cannot be kept on the device; take it to the host.
+            OutOfMemoryError: there is no room for the bytes.
         """
         flags = int(partial) | int(device) << 1
         size = ffi.new("size_t *")
         check(lib.pyllm_state_size(self._pointer, seq, flags, size))
-        data = ffi.new("uint8_t[]", max(1, int(size[0])))
-        check(lib.pyllm_state_get(self._pointer, seq, flags, data, int(size[0]), size))
-        return bytes(ffi.buffer(data, int(size[0])))
+        need = int(size[0])
+        return blob_of(need, lambda data: check(lib.pyllm_state_get(self._pointer, seq, flags, data, need, size)))
 
-    def set_state(self, seq: int, data: bytes, *, partial: bool = False, device: bool = False) -> None:
+    def set_state(self, seq: int, data: Blob, *, partial: bool = False, device: bool = False) -> None:
         """Take over what ``state`` returned. After a failure the sequence is empty.
 
         Raises:
             StateError: bytes of another model, KV type or version, no room for them, or no longer on the device.
         """
-        check(lib.pyllm_state_set(self._pointer, seq, int(partial) | int(device) << 1, data, len(data)))
+        check(lib.pyllm_state_set(self._pointer, seq, int(partial) | int(device) << 1, ffi.from_buffer("uint8_t[]", data), len(data)))
 
     def trace(self) -> list[AttentionNode]:
         """Distinct attention nodes since creation or ``clear_trace``; needs ``trace=True``."""

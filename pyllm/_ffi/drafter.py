@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pyllm._ffi.blob import blob_of
 from pyllm._ffi.door import Handle, check, ffi, kv_type, lib, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyllm._ffi.batch import Batch
+    from pyllm._ffi.blob import Blob
     from pyllm._ffi.context import Context
     from pyllm._ffi.model import Model
 
@@ -264,15 +266,18 @@ class Drafter(Handle):
         """``to_seq`` holds the first ``end`` tokens of ``from_seq`` too, and nothing else."""
         check(lib.pyllm_drafter_copy(self._pointer, from_seq, to_seq, end))
 
-    def state(self, seq: int, *, partial: bool = False) -> bytes:
-        """One sequence of all links. ``partial``: of the draft memories only what cannot be cut back."""
+    def state(self, seq: int, *, partial: bool = False) -> Blob:
+        """One sequence of all links. ``partial``: of the draft memories only what cannot be cut back.
+
+        Raises:
+            OutOfMemoryError: there is no room for the bytes.
+        """
         flags = lib.PYLLM_STATE_PARTIAL if partial else lib.PYLLM_STATE_WHOLE
         check(lib.pyllm_drafter_state_size(self._pointer, seq, flags, self._size))
-        data = ffi.new("uint8_t[]", self._size[0])
-        check(lib.pyllm_drafter_state_get(self._pointer, seq, flags, data, self._size[0], self._size))
-        return bytes(ffi.buffer(data, self._size[0]))
+        need = int(self._size[0])
+        return blob_of(need, lambda data: check(lib.pyllm_drafter_state_get(self._pointer, seq, flags, data, need, self._size)))
 
-    def set_state(self, seq: int, data: bytes, *, partial: bool = False) -> None:
+    def set_state(self, seq: int, data: Blob, *, partial: bool = False) -> None:
         """Load what :meth:`state` gave, of any sequence of a chain with the same drafters.
 
         Raises:

@@ -186,7 +186,7 @@ def soak(
 
 
 def _print_soak(results: dict[str, Soak]) -> None:
-    table = Table("engine", "cycles", "requests", "tokens", "accepted", "shifts", "evicted", "seconds", "MiB by quarter", "last / second", "digest")
+    table = Table("engine", "cycles", "requests", "tokens", "accepted", "shifts", "evicted", "seconds", "engine's MiB by quarter", "last / second", "digest")
     for name, result in results.items():
         table.add_row(
             name,
@@ -197,7 +197,7 @@ def _print_soak(results: dict[str, Soak]) -> None:
             str(result.shifts),
             str(result.evicted),
             f"{result.seconds:.0f}",
-            ", ".join(f"{size / 2**20:.1f}" for size in result.resident),
+            ", ".join(f"{size / 2**20:.1f}" for size in result.engine),
             f"{1 + result.growth:.4f}",
             result.digest[:12],
         )

@@ -6,7 +6,6 @@ import hashlib
 import multiprocessing
 import random
 import resource
-import statistics
 import tempfile
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllm import models
+from pyllm.checkpoints import Checkpoint
 from pyllm.config import EngineConfig, SamplingParams, parse
 from pyllm.engine import conversations
 from pyllm.engine.core import Core
@@ -24,8 +24,6 @@ from pyllm.errors import InternalError, PyllmError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from pyllm.checkpoints import Checkpoint
 
 #: Chance of each event in a cycle.
 EVENTS = {"arrive": 0.2, "cancel": 0.01, "save": 0.01, "restore": 0.01, "fork": 0.01, "erase": 0.01, "suspend": 0.006, "resume": 0.006}
@@ -46,10 +44,17 @@ SHARES = {"llama, dflash, shifted": 0.35, "gemma4, mtp, unified": 0.15, "qwen35,
 MOST_GROWTH = 0.02
 LEAST_CYCLES = 10_000
 
+#: Moments at which memory is looked at, each a few microseconds.
+SAMPLES = 4000
+
 
 @dataclass
 class Soak:
-    """What came of ``cycles`` steps. ``resident`` is the median resident memory in bytes of each quarter; ``digest`` covers every token in order.
+    """What came of ``cycles`` steps. ``digest`` covers every token in order.
+
+    ``resident`` is the mean resident memory in bytes of each quarter, over a thousand moments; ``kept`` is the part of it in checkpoints that only the driver
+    holds. It keeps up to eight, of any age, which comes and goes by a tenth of all memory for thousands of cycles: ``growth`` is about the rest, which is
+    what the engine answers for.
 
     ``evicted`` conversations fell out of the store, ``copied`` prefixes came from another slot, ``restored`` ones from the store.
     """
@@ -66,6 +71,7 @@ class Soak:
     copied: int = 0
     restored: int = 0
     resident: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
     seconds: float = 0.0
     digest: str = ""
 
@@ -76,9 +82,14 @@ class Soak:
         return plain | {"growth": self.growth}
 
     @property
+    def engine(self) -> tuple[int, ...]:
+        """Mean resident memory in bytes of each quarter without what the driver keeps."""
+        return tuple(resident - kept for resident, kept in zip(self.resident, self.kept, strict=True))
+
+    @property
     def growth(self) -> float:
-        """The last quarter's memory over the second's, less one."""
-        return self.resident[3] / self.resident[1] - 1
+        """The engine's memory in the last quarter over that in the second, less one."""
+        return self.engine[3] / self.engine[1] - 1
 
     def check_memory(self) -> None:
         """Memory does not grow.
@@ -87,7 +98,7 @@ class Soak:
             InternalError: with the numbers.
         """
         if self.cycles >= LEAST_CYCLES and self.growth > MOST_GROWTH:
-            second, last = (self.resident[quarter] >> 20 for quarter in (1, 3))
+            second, last = (self.engine[quarter] >> 20 for quarter in (1, 3))
             raise InternalError(
                 f"memory grows: {second} MiB in the second quarter of {self.cycles} cycles, {last} MiB in the last", f"repeat it with seed {self.seed}"
             )
@@ -248,6 +259,13 @@ class _Driver:
                     if self.successor[left] != right:
                         raise InternalError(f"token {right} follows {left}, {self.successor[left]} has to")
 
+    def kept(self) -> int:
+        """Bytes of the checkpoints that the driver holds and the engine does not: states may belong to both."""
+        engine = {id(mark) for slot in self.scheduler.pool.slots for mark in slot.marks}
+        engine |= {id(state) for entry in self.scheduler.admission.store for state in (entry.state, *entry.marks)}
+        held = {id(state): state.size for each in [*self.aside, *self.paused] if isinstance(each, Checkpoint) for state in (each.state, *each.marks)}
+        return sum(size for state, size in held.items() if state not in engine)
+
     def drain(self) -> None:
         """No more events; everything that is open ends.
 
@@ -290,12 +308,14 @@ def soak(config: EngineConfig, cycles: int, seed: int, *, family_seed: int = 0) 
     """
     driver = _Driver(config, seed, [int(token) for token in models.successor(family_seed)])
     begin = time.perf_counter()
-    samples: list[list[int]] = [[], [], [], []]
+    # Sums: a list of samples would be memory that grows.
+    quarters = [[0, 0, 0] for _ in range(4)]
     try:
         for number in range(cycles):
             driver.cycle()
-            if number % max(1, cycles // 400) == 0:
-                samples[number * 4 // cycles].append(_resident())
+            if number % max(1, cycles // SAMPLES) == 0:
+                quarter = quarters[number * 4 // cycles]
+                quarter[:] = [had + new for had, new in zip(quarter, (1, _resident(), driver.kept()), strict=True)]
         driver.drain()
     except PyllmError as failure:
         raise InternalError(f"cycle {driver.result.cycles} of seed {seed}: {failure.message}") from failure
@@ -303,7 +323,8 @@ def soak(config: EngineConfig, cycles: int, seed: int, *, family_seed: int = 0) 
         driver.close()
     result = driver.result
     result.seconds = time.perf_counter() - begin
-    result.resident = tuple(int(statistics.median(quarter)) for quarter in samples)
+    result.resident = tuple(resident // count for count, resident, _ in quarters)
+    result.kept = tuple(kept // count for count, _, kept in quarters)
     result.shifts = driver.scheduler.n_shifts
     admission = driver.scheduler.admission
     result.evicted, result.copied, result.restored = admission.store.n_evicted, admission.n_copied, admission.n_restored

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
+    from pyllm._ffi import Blob
+
 #: Facts that have to be equal for a state to fit; the others are for people.
 BINDING = ("writer", "model", "architecture", "kv_types", "drafters", "upstream")
 
@@ -46,7 +48,7 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint, facts: Mapping[s
         "exact": checkpoint.exact,
         "marks": [{"n_tokens": mark.n_tokens, "first": mark.first} for mark in checkpoint.marks],
     }
-    sections: dict[str, bytes] = {
+    sections: dict[str, Blob] = {
         "layout": json.dumps(layout).encode(),
         "tokens": np.asarray(checkpoint.tokens, "<i4").tobytes(),
         "target": checkpoint.state.target,
@@ -71,7 +73,7 @@ def read(path: str | os.PathLike[str], facts: Mapping[str, str]) -> Checkpoint:
     with CheckpointFile(path) as file:
         check(path, facts, file.facts)
         file.verify()
-        layout: dict[str, Any] = json.loads(file.read("layout"))
+        layout: dict[str, Any] = json.loads(bytes(file.read("layout")))
         tokens = [int(token) for token in np.frombuffer(file.read("tokens"), "<i4")]
         if len(tokens) != layout["n_tokens"]:
             raise StateError(f"`{path}` announces {layout['n_tokens']} tokens and holds {len(tokens)}", "it was not written by this version of pyllm")
@@ -80,7 +82,7 @@ def read(path: str | os.PathLike[str], facts: Mapping[str, str]) -> Checkpoint:
             State(mark["n_tokens"], file.read(f"mark.{place}.target"), file.read(f"mark.{place}.drafter"), mark["first"], partial=True)
             for place, mark in enumerate(layout["marks"])
         ]
-        return Checkpoint(tokens, state, marks, layout["exact"], file.read("generation"), file.read("sampler"))
+        return Checkpoint(tokens, state, marks, layout["exact"], bytes(file.read("generation")), bytes(file.read("sampler")))
 
 
 def check(path: str | os.PathLike[str], wanted: Mapping[str, str], found: Mapping[str, str]) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyllm._ffi import Blob
 
 
 @dataclass(frozen=True)
@@ -14,8 +18,8 @@ class State:
     """
 
     n_tokens: int
-    target: bytes
-    drafter: bytes
+    target: Blob
+    drafter: Blob
     first: int = 0
     partial: bool = False
 

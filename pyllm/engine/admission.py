@@ -59,7 +59,9 @@ class Admission:
         if self.core.drafter is not None:
             self.core.drafter.limit(slot.seq, request.params.draft_p_min)
         if request.resumed is not None:
-            self._resume(request, slot, request.resumed)
+            # The request may be kept for as long as its caller likes, and is done with this.
+            checkpoint, request.resumed = request.resumed, None
+            self._resume(request, slot, checkpoint)
             return
         if request.params.cache_prompt:
             self._settle(request.prompt, slot)

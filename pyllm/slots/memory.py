@@ -10,7 +10,7 @@ from pyllm.errors import InternalError, PyllmError, UnsupportedError
 from pyllm.slots.prefix import Reach, Source
 
 if TYPE_CHECKING:
-    from pyllm._ffi import Context, Drafter
+    from pyllm._ffi import Blob, Context, Drafter
     from pyllm.slots.slot import Slot
 
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Before:
     """What cannot be cut back of one sequence, as it was; ``device``: it has not left the device."""
 
-    data: bytes
+    data: Blob
     device: bool
 
 
@@ -146,7 +146,7 @@ class Memory:
         """A slot's state as bytes."""
         # Of a sliding window upstream writes what the next token sees, even where more is held.
         first = max(0, self.context.range(slot.seq)[0], len(slot.tokens) - self.n_swa if self.n_swa else 0)
-        drafter = self.drafter.state(slot.seq, partial=partial) if self.drafter is not None else b""
+        drafter: Blob = self.drafter.state(slot.seq, partial=partial) if self.drafter is not None else b""
         return State(len(slot.tokens), self.context.state(slot.seq, partial=partial), drafter, first, partial)
 
     def _load(self, seq: int, state: State) -> None:

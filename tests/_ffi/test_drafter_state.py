@@ -96,7 +96,7 @@ def test_cut_short_or_changed(kind: str) -> None:
         with pytest.raises(StateError):
             rounds.drafter.set_state(0, bytes(changed))
     with pytest.raises(StateError):
-        rounds.drafter.set_state(0, state + b"\0")
+        rounds.drafter.set_state(0, bytes(state) + b"\0")
     with pytest.raises(StateError, match="whole, a partial one was expected"):
         rounds.drafter.set_state(0, state, partial=True)
     rounds.context.remove(0)

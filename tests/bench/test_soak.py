@@ -7,8 +7,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from pyllm import models
 from pyllm.bench import soak as soaking
 from pyllm.bench.command import app
+from pyllm.checkpoints import Checkpoint
 from pyllm.engine.scheduler import Scheduler
 from pyllm.errors import InternalError
 
@@ -31,11 +33,35 @@ def test_everything_happens() -> None:
     assert result.copied + result.restored > 0
 
 
+def _grown(*engine: int) -> soaking.Soak:
+    kept = (3 << 20, 1 << 20, 5 << 20, 9 << 20)
+    resident = tuple((size << 20) + own for size, own in zip(engine, kept, strict=True))
+    return soaking.Soak(seed=3, cycles=soaking.LEAST_CYCLES, resident=resident, kept=kept)
+
+
 def test_memory_that_grows_is_seen() -> None:
-    grown = soaking.Soak(seed=3, cycles=soaking.LEAST_CYCLES, resident=(90 << 20, 100 << 20, 101 << 20, 103 << 20))
+    """And what the driver keeps is not taken for it."""
     with pytest.raises(InternalError, match=r"memory grows: 100 MiB in the second quarter of 10000 cycles, 103 MiB in the last"):
-        grown.check_memory()
-    soaking.Soak(seed=3, cycles=soaking.LEAST_CYCLES, resident=(90 << 20, 100 << 20, 101 << 20, 101 << 20)).check_memory()
+        _grown(90, 100, 101, 103).check_memory()
+    _grown(90, 100, 101, 101).check_memory()
+
+
+def test_what_the_driver_keeps_is_what_it_could_give_back() -> None:
+    """A state that the engine holds too is the engine's."""
+    driver = soaking._Driver(soaking.engines()["qwen35, mtp"], 1, [int(token) for token in models.successor(0)])
+    try:
+        while not any(isinstance(each, Checkpoint) and each.marks for each in driver.aside):
+            driver.cycle()
+        held = [each for each in [*driver.aside, *driver.paused] if isinstance(each, Checkpoint)]
+        states = {id(state): state for each in held for state in (each.state, *each.marks)}
+        shared = {id(mark): mark.size for slot in driver.scheduler.pool.slots for mark in slot.marks if id(mark) in states}
+        assert shared
+        assert driver.kept() == sum(state.size for state in states.values()) - sum(shared.values())
+        driver.aside.clear()
+        driver.paused.clear()
+        assert driver.kept() == 0
+    finally:
+        driver.close()
 
 
 def test_a_lost_request_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,4 +96,4 @@ def test_its_report_is_json() -> None:
         assert result["events"]["arrive"] > 0
         assert sum(result["ends"].values()) > 0
         assert len(result["digest"]) == 64
-        assert result["growth"] == result["resident"][3] / result["resident"][1] - 1
+        assert result["growth"] == (result["resident"][3] - result["kept"][3]) / (result["resident"][1] - result["kept"][1]) - 1

@@ -104,6 +104,7 @@ def test_a_suspended_request_goes_on(target: str, draft: str | None, kind: str, 
         request = llm.resume(tmp_path / "running.pyllm")
         text += "".join(chunk.text for chunk in request)
         assert (request.result().tokens, text) == (whole.tokens, whole.text)
+        assert request.resumed is None, "who keeps the request keeps no checkpoint with it"
 
 
 def test_another_process_goes_on(tmp_path: Path) -> None:
