@@ -6,6 +6,7 @@ import pytest
 
 from pyllm.errors import ServerError
 from pyllm.server import RefusedError, ServerClient, ServerProcess
+from pyllm.server.client import IMAGE
 
 
 @pytest.fixture
@@ -35,8 +36,14 @@ def test_a_stream_ends_with_the_whole(client):
 def test_the_small_calls(client):
     assert client.health()
     assert client.tokenize("ab") == [97, 98]
-    assert client.properties() == {"model_path": "a.gguf"}
+    assert client.properties() == {"model_path": "a.gguf", "media_marker": "<media>"}
     assert client.metrics() == {"llamacpp:prompt_tokens_total": 7.0, "llamacpp:n_busy_slots_per_decode": 1.5}
+
+
+def test_images_in_a_prompt(client):
+    """In the place of each the server finds its own marker; its next token is one more than the last."""
+    assert client.completion(f"ab{IMAGE}", n=1, images=["x" * 40]).tokens == (41,)
+    assert list(client.stream(f"{IMAGE}ab", n=2, images=["x" * 40]))[-1].completion.tokens == (99, 100)
 
 
 def test_a_refusal_carries_status_and_text(client):
