@@ -261,6 +261,7 @@ pyllm_status pyllm_context_enable_nextn(pyllm_context * handle, bool enable, boo
         context_state & state = *not_null(handle, "context")->state;
         llama_set_embeddings_nextn(state.ctx, enable, masked);
         state.nextn = enable;
+        state.nextn_masked = masked;
     });
 }
 

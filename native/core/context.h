@@ -30,6 +30,7 @@ struct context_state {
     int32_t           n_rows = 0; // of the last decode
     std::vector<bool> layer_inputs; // taps that are on
     bool              nextn = false;
+    bool              nextn_masked = false; // of outputs alone
     std::vector<uint64_t> device_states; // by sequence: number of the state that lies on the device, 0 for none
     uint64_t          n_device_states = 0;
 

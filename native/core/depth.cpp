@@ -120,8 +120,23 @@ pyllm_status pyllm_depth_choose(pyllm_depth * depth, const int32_t * seqs, const
     });
 }
 
-pyllm_status pyllm_depth_rests(const pyllm_depth * depth, bool * rests) {
-    return guard([&] { *not_null(rests, "rests") = not_null(depth, "depth")->control.rests(); });
+pyllm_status pyllm_depth_rests(const pyllm_depth * depth, bool * rests, bool * skips_prompts) {
+    return guard([&] {
+        *not_null(rests, "rests") = not_null(depth, "depth")->control.rests();
+        *not_null(skips_prompts, "skips_prompts") = depth->control.skips_prompts();
+    });
+}
+
+pyllm_status pyllm_depth_rested(pyllm_depth * depth, double seconds, bool * rests) {
+    return guard([&] {
+        draft::DepthControl & control = not_null(depth, "depth")->control;
+        not_null(rests, "rests");
+        check_seconds(seconds, "seconds");
+        if (!control.chose_rest()) {
+            throw failure(PYLLM_INVALID_ARGUMENT, "no choice of these slots rests", "choose for the slots that generate, and record what came of it");
+        }
+        *rests = control.rested(seconds);
+    });
 }
 
 pyllm_status pyllm_depth_record(pyllm_depth * depth, const pyllm_depth_step * step) {

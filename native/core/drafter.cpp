@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 // A chain of drafters for all sequences of one target: each sequence gets the draft of the first that has one.
 struct pyllm_drafter {
@@ -18,9 +19,26 @@ struct pyllm_drafter {
     std::vector<int32_t>      n_last;  // tokens of the last draft, for accept
     std::vector<int32_t>      drafted_by; // link of the last draft, -1: none
     std::vector<pyllm::draft::request> requests;
+    std::vector<int32_t>      n_followed; // tokens at the end of the history that follow() took over from the last decode
     bool resting = false; // rows of the target are not read
 
     int32_t n_seq() const { return (int32_t) history.size(); }
+
+    void follow(const common_batch & batch) {
+        for (int32_t i = 0; i < batch.size(); ++i) {
+            const llama_seq_id seq = batch.tokens[(size_t) i].seq_id;
+            if (seq >= 0 && seq < n_seq()) {
+                history[(size_t) seq].push_back(batch.tokens[(size_t) i].id);
+                n_followed[(size_t) seq] += 1;
+            }
+        }
+    }
+
+    // accept() says itself what stays of a decode.
+    void unfollow(int32_t seq) {
+        llama_tokens & tokens = history[(size_t) seq];
+        tokens.resize(tokens.size() - std::min(tokens.size(), (size_t) std::exchange(n_followed[(size_t) seq], 0)));
+    }
 };
 
 using namespace pyllm;
@@ -118,6 +136,7 @@ pyllm_status pyllm_drafter_create(pyllm_context * target, pyllm_drafter ** out) 
         drafter->history.resize(n_seq);
         drafter->n_last.assign(n_seq, 0);
         drafter->drafted_by.assign(n_seq, -1);
+        drafter->n_followed.assign(n_seq, 0);
         *out = drafter.release();
     });
 }
@@ -171,7 +190,9 @@ pyllm_status pyllm_drafter_process(pyllm_drafter * drafter, const pyllm_batch * 
         require(batch->context == drafter->target, PYLLM_INVALID_ARGUMENT, "the batch belongs to another context than the drafter's target");
         require(drafter->target->n_rows == batch->tokens.size() && batch->tokens.size() > 0, PYLLM_INVALID_ARGUMENT,
                 format("the batch has %d tokens, the target's last decode had %d", batch->tokens.size(), drafter->target->n_rows), "decode the batch first");
+        std::fill(drafter->n_followed.begin(), drafter->n_followed.end(), 0);
         if (drafter->resting) {
+            drafter->follow(batch->tokens);
             return; // the gap shows in the positions of what comes next
         }
         for (const auto & link : drafter->links) {
@@ -199,6 +220,7 @@ pyllm_status pyllm_drafter_begin(pyllm_drafter * drafter, int32_t seq, const int
         check_seq(*drafter, seq);
         check_tokens(*drafter, tokens, n_tokens);
         drafter->history[(size_t) seq].assign(tokens, tokens + n_tokens);
+        drafter->n_followed[(size_t) seq] = 0;
         drafter->n_last[(size_t) seq] = 0;
         drafter->drafted_by[(size_t) seq] = -1;
         for (const auto & link : drafter->links) {
@@ -257,6 +279,7 @@ pyllm_status pyllm_drafter_accept(pyllm_drafter * drafter, int32_t seq, int32_t 
         check_tokens(*drafter, tokens, n_tokens);
         const int32_t n_last = drafter->n_last[(size_t) seq];
         require(n_accepted >= 0 && n_accepted <= n_last, PYLLM_INVALID_ARGUMENT, format("n_accepted %d is not in [0, %d], the length of the last draft", n_accepted, n_last));
+        drafter->unfollow(seq);
         auto & history = drafter->history[(size_t) seq];
         history.insert(history.end(), tokens, tokens + n_tokens);
         for (size_t link = 0; link < drafter->links.size(); ++link) {
@@ -274,6 +297,7 @@ pyllm_status pyllm_drafter_truncate(pyllm_drafter * drafter, int32_t seq, int32_
         require(end >= 0, PYLLM_INVALID_ARGUMENT, format("end %d is not a position", end));
         drafter->n_last[(size_t) seq] = 0;
         drafter->drafted_by[(size_t) seq] = -1;
+        drafter->n_followed[(size_t) seq] = 0;
         auto & history = drafter->history[(size_t) seq];
         history.resize(std::min(history.size(), (size_t) end));
         for (const auto & link : drafter->links) {
@@ -305,6 +329,7 @@ pyllm_status pyllm_drafter_shift(pyllm_drafter * drafter, int32_t seq, int32_t n
         history.erase(history.begin() + n_keep, history.begin() + n_keep + n_discard);
         drafter->n_last[(size_t) seq] = 0;
         drafter->drafted_by[(size_t) seq] = -1;
+        drafter->n_followed[(size_t) seq] = 0;
         for (const auto & link : drafter->links) {
             link->shift(seq, n_keep, n_discard, history);
         }
@@ -322,6 +347,7 @@ pyllm_status pyllm_drafter_copy(pyllm_drafter * drafter, int32_t from, int32_t t
         drafter->history[(size_t) to].assign(source.begin(), source.begin() + (ptrdiff_t) std::min(source.size(), (size_t) end));
         drafter->n_last[(size_t) to] = 0;
         drafter->drafted_by[(size_t) to] = -1;
+        drafter->n_followed[(size_t) to] = 0;
         for (const auto & link : drafter->links) {
             link->copy(from, to, end);
         }

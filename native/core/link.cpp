@@ -138,6 +138,7 @@ public:
         n_max_ = driver_->n_max();
         if (mtp) {
             target_->nextn = true;
+            target_->nextn_masked = false;
         }
         target_->n_rows = 0; // rows of earlier decodes lack what was switched on now
         target_->outputs.clear();
@@ -169,7 +170,8 @@ public:
 
     void check_taps() const override {
         const std::string name = common_speculative_type_to_str(type_);
-        require(type_ != COMMON_SPECULATIVE_TYPE_DRAFT_MTP || target_->nextn, PYLLM_INVALID_ARGUMENT, format("the target's hidden rows were switched off, `%s` reads them", name.c_str()),
+        require(type_ != COMMON_SPECULATIVE_TYPE_DRAFT_MTP || (target_->nextn && !target_->nextn_masked), PYLLM_INVALID_ARGUMENT,
+                format("the target's hidden rows were switched %s, `%s` reads them all", target_->nextn ? "to those of outputs" : "off", name.c_str()),
                 "call pyllm_context_enable_nextn again before the decode");
         if (type_ == COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH) {
             const llama_model * model = llama_get_model(ctx_.get());

@@ -55,6 +55,13 @@ block::block(const settings & config)
 
 bool block::takes(const common_batch & batch) const { return batch.has_token() != batch.has_embd(); }
 
+void block::find_rows() {
+    inputs_.resize(n_layers_);
+    for (size_t k = 0; k < n_layers_; ++k) {
+        inputs_[k] = llama_get_embeddings_layer_inp(settings_.ctx_tgt, (uint32_t) layers_[k]);
+    }
+}
+
 bool block::stash_rows(const common_batch & batch, const run & rows, int32_t skip, const float *) {
     const auto & first = batch.tokens[(size_t) rows.first];
     const auto & last  = batch.tokens[(size_t) (rows.first + rows.n - 1)];
@@ -62,9 +69,9 @@ bool block::stash_rows(const common_batch & batch, const run & rows, int32_t ski
     if (batch.has_embd() && rows.n > 1 && first.pos[0] == last.pos[0]) {
         return true;
     }
-    std::vector<const float *> inputs(n_layers_);
-    for (size_t k = 0; k < n_layers_; ++k) {
-        inputs[k] = llama_get_embeddings_layer_inp(settings_.ctx_tgt, (uint32_t) layers_[k]) + (size_t) (rows.first + skip) * n_embd_tgt_;
+    std::vector<const float *> inputs = inputs_;
+    for (const float *& input : inputs) {
+        input += (size_t) (rows.first + skip) * n_embd_tgt_;
     }
     for (int32_t i = skip; i < rows.n; ++i) {
         const auto & token = batch.tokens[(size_t) (rows.first + i)];

@@ -12,6 +12,7 @@ public:
 
 protected:
     bool    takes(const common_batch & batch) const override;
+    void    find_rows() override;
     bool    stash_rows(const common_batch & batch, const run & rows, int32_t skip, const float * before) override;
     bool    inject(const std::vector<part> & parts) override;
     int32_t inject_limit() const override;
@@ -26,6 +27,7 @@ private:
     const int32_t *    layers_; // of the target, whose inputs are tapped
     size_t             n_layers_;
     size_t             n_embd_tgt_;
+    std::vector<const float *> inputs_; // of the target's last batch, by tap
     size_t             n_embd_dft_;
     int32_t            selector_top_k_; // DFlash2: entries of each position of its lattice, 0: there is none
     llama_token        mask_;

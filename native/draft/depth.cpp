@@ -23,7 +23,6 @@ constexpr double kPayOff   = 128.0;  // steps within which taking over the rows 
 constexpr double kWorth    = 1.03;  // of the present rate: what a depth has to promise to be measured
 constexpr double kFound    = 1.01;  // of the rate before: what a probe of costs has to bring
 constexpr float  kNothing  = 0.03f; // tokens: a position that brings less is not drafted, even where rows are free
-constexpr uint64_t kPoor  = 64;    // steps until a drafter that was wrong lately is tried on other texts
 constexpr float  kLearnt   = 8.0f;  // trials after which a probe has nothing to add
 
 // 1, 2, 3, 4, 6, 8, 12, 16, …: depths between them are reached on the way to the next.
@@ -36,7 +35,7 @@ DepthControl::DepthControl(int32_t n_seq, int32_t n_max, Cut cut, int32_t n_list
 
 void DepthControl::company_changed() {
     if (acceptance_.poor()) {
-        acceptance_timer_.due = std::min(acceptance_timer_.due, step_ + kPoor);
+        acceptance_timer_.due = std::min(acceptance_timer_.due, step_ + OTHER_TEXT);
     } else {
         acceptance_timer_.reset(step_);
     }
@@ -291,18 +290,8 @@ bool DepthControl::probe_cost(const int32_t * seqs, const int32_t * limits, int3
     return true;
 }
 
-// After a rest the drafter reads rows for a while before it is asked: at once if drafting pays by what is known, else in time for the next probe.
-bool DepthControl::listens() {
-    if (resting_ && (on_ || acceptance_timer_.due <= step_ + n_listen_)) {
-        resting_ = false;
-        listens_ = step_ + n_listen_;
-    }
-    return resting_ || step_ < listens_;
-}
-
-void DepthControl::rest() { resting_ = n_listen_ > 0 && (resting_ || (!on_ && probe_ == Probe::none && acceptance_timer_.due > step_ + 2 * n_listen_)); }
-
 void DepthControl::choose(const int32_t * seqs, const int32_t * wishes, int32_t n, int32_t * depths) {
+    seqs_.assign(seqs, seqs + n);
     limits_.resize((size_t) n);
     std::transform(wishes, wishes + n, limits_.begin(), [&](int32_t wish) { return std::min(wish, n_max_); });
     const int32_t * const limits = limits_.data();

@@ -74,6 +74,12 @@ public:
     void record(const DepthStep & step);
     // Whether the drafter need not read the rows of the step that was chosen last: nothing is drafted, now or in the next n_listen steps.
     bool rests() const { return resting_; }
+    // The same of a prompt: the rest will last until what was read of it is behind a gap.
+    bool skips_prompts() const;
+    // The step was as a choice that rests has it, of the same slots; what is chosen for them next rests, too, or has to be asked for.
+    bool rested(double seconds);
+    // Whether rested() may follow: the last choice rests, was not recorded yet, and all of its slots still generate.
+    bool chose_rest() const;
 
     DepthSlot         slot(int32_t seq) const;
     void              acceptance(int32_t seq, float * chances) const; // n_max of them: the first k + 1 tokens of a draft are accepted
@@ -178,7 +184,7 @@ private:
     Plan    probed_;
     std::vector<float>     tokens_, rows_; // [slot of this choice][position]
     std::vector<candidate> candidates_;
-    std::vector<int32_t>   limits_, sorted_, lengths_, parts_;
+    std::vector<int32_t>   seqs_, limits_, sorted_, lengths_, parts_, none_;
     std::vector<double>    decode_table_, draft_table_;
 };
 

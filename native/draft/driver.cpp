@@ -47,6 +47,7 @@ void driver::process(const common_batch & batch) {
             runs.push_back({ seq, i, 1 });
         }
     }
+    find_rows();
     std::vector<llama_seq_id> seqs;
     for (const run & rows : runs) {
         const bool again = std::find(seqs.begin(), seqs.end(), rows.seq) != seqs.end();

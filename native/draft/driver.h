@@ -127,6 +127,8 @@ protected:
     driver(const settings & config, const cells & memory, size_t stash_width, bool pairs);
 
     virtual bool takes(const common_batch & batch) const = 0;
+    // Where the target's rows of a batch lie, before stash_rows() of its runs. To ask waits for the device: once for each batch, not for each row.
+    virtual void find_rows() {}
     // Appends the rows of a run, without its first `skip`. False: the target has no such rows.
     virtual bool stash_rows(const common_batch & batch, const run & rows, int32_t skip, const float * before) = 0;
     // One decode (of each head) that brings waiting rows into the draft memory. False: it failed.

@@ -67,6 +67,8 @@ void steps::select_head(int32_t head) {
 // Images have no token ids; what follows them starts behind a gap.
 bool steps::takes(const common_batch & batch) const { return batch.has_token() && !batch.has_embd(); }
 
+void steps::find_rows() { hidden_ = width_ > 0 ? llama_get_embeddings_nextn(settings_.ctx_tgt) : nullptr; }
+
 bool steps::stash_rows(const common_batch & batch, const run & rows, int32_t skip, const float * before) {
     sequence & s = at(rows.seq);
     const float * row = before; // of the token before; the first of a conversation, and one behind a gap, gets zeros
@@ -76,11 +78,11 @@ bool steps::stash_rows(const common_batch & batch, const run & rows, int32_t ski
             s.rows.append(token.id, token.pos[0], row);
         }
         if (width_ > 0) {
-            row = llama_get_embeddings_nextn_ith(settings_.ctx_tgt, rows.first + i);
-            if (row == nullptr) {
+            if (hidden_ == nullptr) {
                 s.carry_pos = -1;
                 return false;
             }
+            row = hidden_ + (size_t) (rows.first + i) * width_;
         }
     }
     if (width_ > 0) {

@@ -16,6 +16,7 @@ public:
 
 protected:
     bool    takes(const common_batch & batch) const override;
+    void    find_rows() override;
     bool    stash_rows(const common_batch & batch, const run & rows, int32_t skip, const float * before) override;
     bool    inject(const std::vector<part> & parts) override;
     int32_t inject_limit() const override;
@@ -42,6 +43,7 @@ private:
     common_batch       batch_;
     device_samplers    samplers_;
     std::vector<float> zeros_;
+    const float *      hidden_ = nullptr; // rows of the target's last batch; NULL: it handed out none
 };
 
 } // namespace pyllm::draft

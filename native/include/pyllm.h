@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a declaration below changes; the package refuses a library with another number. */
-#define PYLLM_ABI_VERSION 5
+#define PYLLM_ABI_VERSION 6
 
 /* ---------------------------------------------------------------- library */
 
@@ -420,8 +420,8 @@ PYLLM_API pyllm_status pyllm_drafter_get_info(pyllm_drafter * drafter, pyllm_dra
 PYLLM_API pyllm_status pyllm_drafter_get_link(pyllm_drafter * drafter, int32_t index, pyllm_drafter_link_info * info);
 /* After each successful decode of the target, prefill too: takes over its hidden rows or layer inputs. */
 PYLLM_API pyllm_status pyllm_drafter_process(pyllm_drafter * drafter, const pyllm_batch * batch);
-/* With rest, decodes of the target hand out no rows and process() takes none over: for steps that nothing is drafted in, and none will be soon. A sequence
-   that decodes meanwhile starts over with its next rows. */
+/* With rest, decodes of the target hand out no rows and process() takes over tokens alone: for steps that nothing is drafted in, and none will be soon.
+   accept() may be left out of these. A sequence that decodes meanwhile starts over with its next rows. */
 PYLLM_API pyllm_status pyllm_drafter_rest(pyllm_drafter * drafter, bool rest);
 /* When a sequence starts to generate: the tokens that its target memory holds. */
 PYLLM_API pyllm_status pyllm_drafter_begin(pyllm_drafter * drafter, int32_t seq, const int32_t * tokens, int32_t n_tokens);
@@ -526,8 +526,11 @@ PYLLM_API pyllm_status pyllm_depth_begin(pyllm_depth * depth, int32_t seq, int32
 PYLLM_API pyllm_status pyllm_depth_end(pyllm_depth * depth, int32_t seq);
 /* Depths for one step of n generating slots; limits[i] is the most that slot i may draft, 0: nothing. The same until the next record. */
 PYLLM_API pyllm_status pyllm_depth_choose(pyllm_depth * depth, const int32_t * seqs, const int32_t * limits, int32_t n, int32_t * depths);
-/* Whether the last choice needs no rows of the target: nothing is drafted, now or soon. */
-PYLLM_API pyllm_status pyllm_depth_rests(const pyllm_depth * depth, bool * rests);
+/* Whether the last choice needs no rows of the target: nothing is drafted, now or soon. skips_prompts: nor those of a prompt, which will not be used either. */
+PYLLM_API pyllm_status pyllm_depth_rests(const pyllm_depth * depth, bool * rests, bool * skips_prompts);
+/* In place of the record of a step whose choice rests, and of the next choice for the same slots: `rests` is true where that is depth 0 for all again,
+   else it has to be asked for. */
+PYLLM_API pyllm_status pyllm_depth_rested(pyllm_depth * depth, double seconds, bool * rests);
 PYLLM_API pyllm_status pyllm_depth_record(pyllm_depth * depth, const pyllm_depth_step * step);
 PYLLM_API pyllm_status pyllm_depth_get_slot(const pyllm_depth * depth, int32_t seq, pyllm_depth_slot * slot);
 /* *count is the number there is. */

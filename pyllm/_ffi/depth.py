@@ -96,6 +96,7 @@ class DepthControl(Handle):
         self._drafted = ffi.new("int32_t[]", n_seq)
         self._accepted = ffi.new("int32_t[]", n_seq)
         self._rests = ffi.new("bool *")
+        self._skips = ffi.new("bool *")
         self._step = ffi.new("pyllm_depth_step *")
         self._step.seqs = self._seqs
         self._step.drafted = self._drafted
@@ -137,7 +138,24 @@ class DepthControl(Handle):
     @property
     def rests(self) -> bool:
         """Whether the last choice needs no rows of the target: nothing is drafted, now or soon."""
-        check(lib.pyllm_depth_rests(self._pointer, self._rests))
+        check(lib.pyllm_depth_rests(self._pointer, self._rests, self._skips))
+        return bool(self._rests[0])
+
+    @property
+    def skips_prompts(self) -> bool:
+        """Whether it rests, and so long that the rows of a prompt decoded now would not be used either."""
+        check(lib.pyllm_depth_rests(self._pointer, self._rests, self._skips))
+        return bool(self._skips[0])
+
+    def rested(self, seconds: float) -> bool:
+        """In place of :meth:`record` for a step whose choice rests: it took ``seconds``, and the same slots go on.
+
+        Where this is true they rest on, and it stands for the next :meth:`choose`, too.
+
+        Raises:
+            InvalidArgumentError: the last choice does not rest, was recorded, or one of its slots has stopped.
+        """
+        check(lib.pyllm_depth_rested(self._pointer, seconds, self._rests))
         return bool(self._rests[0])
 
     def record(

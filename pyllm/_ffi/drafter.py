@@ -114,6 +114,7 @@ class Drafter(Handle):
         self._n_seq = self.info.n_seq
         self._n_max = self._n_links = 0
         self._p_min = [-1.0] * self._n_seq
+        self.resting = False
         self._link = ffi.new("pyllm_drafter_link_info *")
         self._requests = ffi.new("pyllm_draft_request[]", self._n_seq)
         self._tokens: list[Any] = []
@@ -209,8 +210,13 @@ class Drafter(Handle):
         check(lib.pyllm_drafter_process(self._pointer, batch._pointer))  # noqa: SLF001 - handles of one module
 
     def rest(self, *, rest: bool) -> None:
-        """With ``rest`` decodes hand out no rows for the drafters, and ``process`` takes none over; a sequence that decodes meanwhile starts over."""
-        check(lib.pyllm_drafter_rest(self._pointer, rest))
+        """With ``rest`` decodes hand out no rows for the drafters, and ``process`` takes over tokens alone; a sequence that decodes meanwhile starts over.
+
+        What was decoded without a draft while ``resting`` needs no :meth:`accept`.
+        """
+        if rest != self.resting:
+            check(lib.pyllm_drafter_rest(self._pointer, rest))
+            self.resting = rest
 
     def begin(self, seq: int, tokens: Sequence[int]) -> None:
         """A sequence starts to generate; ``tokens`` are those that its target memory holds. A drafter that had failed for it tries again."""

@@ -74,6 +74,7 @@ DEPTH_SOURCES = (
     "native/draft/acceptance.cpp",
     "native/draft/depth.cpp",
     "native/draft/depth_cost.cpp",
+    "native/draft/depth_rest.cpp",
     "native/draft/micro_batches.cpp",
     "pyllm/bench/depth.py",
     "pyllm/engine/drafting.py",

@@ -39,6 +39,12 @@ class Drafting:
         self.n_accepted = 0
         self._injected = 0
         self._generating: set[int] = set()
+        self._seqs: list[int] = []
+        """Slots of the last choice, in its order."""
+        self._rests = False
+        """Whether that choice needs no rows of the target."""
+        self._chosen = False
+        """Whether it holds for the next step of the same slots, too."""
         self._rehearsed: int | None = None
         self._times: list[tuple[float, float]] = []
 
@@ -68,6 +74,8 @@ class Drafting:
         if drafter is None:
             return {}
         generating = [(request, request.slot) for request in running if request.slot is not None and request.begun and len(request.pending) == 1]
+        if self._chosen and [slot.seq for _, slot in generating] == self._seqs:
+            return {}
         limits = [self._limit(request, len(slot.tokens)) for request, slot in generating]
         depths: Sequence[int] = limits
         if self._rehearsed is not None:
@@ -94,20 +102,28 @@ class Drafting:
             control.end(seq)
         for seq in set(seqs) - self._generating:
             control.begin(seq)
-        self._generating = set(seqs)
-        return control.choose(seqs, [min(limit, MAX_DEPTH) for limit in limits]) if seqs else []
+        self._generating, self._seqs, self._chosen = set(seqs), seqs, False
+        if not seqs:
+            return []
+        depths = control.choose(seqs, [min(limit, MAX_DEPTH) for limit in limits])
+        self._rests = control.rests
+        return depths
 
     def begin(self, seq: int) -> None:
         """Another request takes over a slot: what is known of the last one's acceptance is not its own."""
         if self.control is not None and seq in self._generating:
             self._generating.discard(seq)
+            self._chosen = False
             self.control.end(seq)
 
     def listen(self, blocks: Sequence[Block]) -> None:
-        """Before a decode: a drafter that is not asked for a while need not read its rows. Those of prompts it always does."""
-        if self.core.drafter is not None:
-            rests = self.control is not None and self._rehearsed is None and self.control.rests and all(block.verifies for block in blocks)
-            self.core.drafter.rest(rest=rests)
+        """Before a decode: a drafter that is not asked for a while need not read its rows, and those of a prompt neither where they will be of no use."""
+        if self.core.drafter is None:
+            return
+        rests = self._rests and self._rehearsed is None
+        if rests and self.control is not None and not all(block.verifies for block in blocks):
+            rests = self.control.skips_prompts
+        self.core.drafter.rest(rest=rests)
 
     def count(self, request: Request, draft: list[int], accepted: int) -> None:
         """A draft was verified."""
@@ -127,6 +143,11 @@ class Drafting:
             return
         if self.control is None or drafter is None:
             return
+        if self._rests and self._is_choice(blocks):
+            # Nothing came of it but time: one call, however many slots there are.
+            self._chosen = self._rests = self.control.rested(seconds_draft + seconds_decode)
+            return
+        self._chosen = False
         verified = [block for block in blocks if block.verifies and block.slot.seq in self._generating]
         injected = drafter.n_injected
         if not verified:
@@ -142,6 +163,10 @@ class Drafting:
             n_prompt_rows=sum(len(block.tokens) for block in blocks if not block.verifies),
         )
         self._injected = injected
+
+    def _is_choice(self, blocks: Sequence[Block]) -> bool:
+        """Whether a step was of the slots that were chosen for, and of nothing else."""
+        return len(blocks) == len(self._seqs) and all(block.verifies and block.slot.seq in self._generating for block in blocks)
 
     def forget_counts(self) -> None:
         """Start counting anew."""

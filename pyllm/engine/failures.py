@@ -35,8 +35,10 @@ class DrafterFailures:
 
     def draft(self, running: Sequence[Request]) -> dict[int, Draft]:
         """Drafts by sequence; none after a failure."""
-        self._in_a_row = {request: count for request, count in self._in_a_row.items() if request in running}
-        able = [request for request in running if self._in_a_row.get(request, 0) < MOST]
+        able = running
+        if self._in_a_row:
+            self._in_a_row = {request: count for request, count in self._in_a_row.items() if request in running}
+            able = [request for request in running if self._in_a_row.get(request, 0) < MOST]
         try:
             return self.drafting.draft(able)
         except PyllmError as failure:

@@ -310,7 +310,7 @@ class Scheduler:
             request.begun = True
             if drafter is not None:
                 drafter.begin(slot.seq, slot.tokens)
-        elif drafter is not None:
+        elif drafter is not None and (block.draft or not drafter.resting):
             drafter.accept(slot.seq, len(ids) - 1, gained)
         block.accepted = len(ids) - 1
         self.drafting.count(request, block.draft, block.accepted)

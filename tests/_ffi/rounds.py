@@ -120,7 +120,7 @@ class Rounds:
         self.tokens[seq] = list(tokens)
         self.drafter.begin(seq, tokens)
 
-    def step(self, *seqs: int, depth: int = DEPTH, process: bool = True) -> list[Draft]:
+    def step(self, *seqs: int, depth: int = DEPTH, process: bool = True, accept: bool = True) -> list[Draft]:
         """Draft for all sequences at once, verify in one decode, take over what was accepted. Returns the drafts."""
         wishes = [DraftRequest(seq, self.last[seq], len(self.tokens[seq]), depth) for seq in seqs]
         drafts = self.drafter.draft(wishes) if depth > 0 else [Draft([], -1)] * len(seqs)
@@ -133,7 +133,8 @@ class Rounds:
             ids = self.sample(index, draft.tokens)
             gained = [self.last[seq], *ids[:-1]]
             self.tokens[seq] += gained
-            self.drafter.accept(seq, len(ids) - 1, gained)
+            if accept:
+                self.drafter.accept(seq, len(ids) - 1, gained)
             self.context.remove(seq, len(self.tokens[seq]))
             self.last[seq] = ids[-1]
         return drafts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -206,6 +207,79 @@ def test_a_drafter_that_has_become_good_ends_its_rest() -> None:
     while simulation.active[0].generated < 4000:
         simulation.step()
     assert simulation.history[-1][0] > 0
+
+
+class Shortened:
+    """A control that is told of steps which rest in one call."""
+
+    def __init__(self, control: DepthControl) -> None:
+        self.control, self.chosen, self.n_rested = control, False, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.control, name)
+
+    def choose(self, seqs: list[int], limits: list[int]) -> list[int]:
+        return [0] * len(seqs) if self.chosen else self.control.choose(seqs, limits)
+
+    def record(self, *counts: list[int], seconds_decode: float, **others: Any) -> None:
+        if self.control.rests:
+            self.n_rested += 1
+            self.chosen = self.control.rested(seconds_decode)
+        else:
+            self.control.record(*counts, seconds_decode=seconds_decode, **others)
+
+
+@slots
+def test_a_step_that_rests_is_one_call(n: int) -> None:
+    """It does what a record and a choice do."""
+    histories, costs = [], []
+    for short in (False, True):
+        control = DepthControl(n, N_MAX, n_listen=32)
+        simulation = Simulation(BLOCKS["gpu"], Shortened(control) if short else control)
+        for seq in range(n):
+            simulation.start(Request(seq, 10**9, changing(1500, 0.0, 0.95)))
+        for _ in range(3000):
+            simulation.step()
+        histories.append(simulation.history)
+        costs.append(control.costs)
+    assert simulation.control.n_rested >= 500
+    assert histories[0] == histories[1]
+    assert costs[0] == costs[1]
+
+
+def test_a_step_that_does_not_rest_is_told_in_full() -> None:
+    simulation = Simulation(BLOCKS["gpu"], control := DepthControl(2, N_MAX, n_listen=32))
+    with pytest.raises(InvalidArgumentError, match="no choice of these slots rests"):
+        control.rested(0.01)
+    for seq in range(2):
+        simulation.start(Request(seq, 10**9, share(0.0)))
+    while not control.rests:
+        simulation.step()
+    with pytest.raises(InvalidArgumentError, match="no choice of these slots rests"):
+        control.rested(0.01)  # it was recorded
+    assert control.choose([0, 1], [64, 64]) == [0, 0]
+    with pytest.raises(InvalidArgumentError, match="seconds"):
+        control.rested(-1.0)
+    assert control.rested(0.01)
+    control.end(1)
+    with pytest.raises(InvalidArgumentError, match="no choice of these slots rests"):
+        control.rested(0.01)
+
+
+@pytest.mark.parametrize(("chance", "skips"), [(0.0, True), (0.5, False)])
+def test_prompts_are_skipped_for_a_drafter_that_is_wrong(chance: float, skips: bool) -> None:
+    """One that is right, but does not pay, is tried on a new text at once: with its prompt."""
+    control = measured(BLOCKS["cpu"], 8, n_listen=32)
+    simulation, rests, skipped = Simulation(BLOCKS["cpu"], control), 0, 0
+    for seq in range(8):
+        simulation.start(Request(seq, 10**9, share(chance)))
+    for _ in range(3000):
+        simulation.step()
+        rests += control.rests
+        skipped += control.skips_prompts
+        assert control.rests or not control.skips_prompts
+    assert rests >= 300
+    assert (skipped >= 0.9 * rests) if skips else skipped == 0
 
 
 def test_what_is_no_step_is_refused() -> None:

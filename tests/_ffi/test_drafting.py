@@ -8,7 +8,7 @@ import pytest
 
 from pyllm._ffi import Batch, DrafterStats, DraftRequest
 from pyllm.errors import InvalidArgumentError
-from tests._ffi.rounds import KINDS, TRUE, Link, Rounds
+from tests._ffi.rounds import DEPTH, KINDS, TRUE, Link, Rounds, follow
 from tests.conftest import prompt_tokens
 
 #: Kinds whose target can be cut anywhere.
@@ -95,6 +95,26 @@ def test_a_drafter_that_rests_reads_nothing(kind: str) -> None:
     after = rounds.drafter.stats
     assert 24 <= after.n_injected - before.n_injected <= 30
     assert after.n_failures == before.n_failures
+
+
+def test_a_drafter_that_rests_knows_what_is_said() -> None:
+    """Tokens are taken over with their decode, those of rejected drafts aside, whether or not they are accepted one by one."""
+    lookup = Link("ngram-simple", settings={"ngram_size_n": 8, "ngram_size_m": 8})
+    rounds = Rounds("llama", lookup, Link("draft-dflash", "llama-dflash", errors=1.0), n_threads=1)
+    rounds.prompt(0, prompt_tokens(0, 9))
+    # The target says its 95 pieces over and over: from the second time on there is something to look up.
+    for number in range(90):
+        rounds.drafter.rest(rest=number >= 10)
+        if number % 3:
+            rounds.step(0, depth=0, accept=number < 10 or number % 3 == 1)
+        else:
+            rounds.step(0)
+    for _ in range(24):
+        rounds.step(0, depth=0, accept=False)
+    assert len(rounds.tokens[0]) >= 9 + 95 + 16
+    last = rounds.last[0]
+    [draft] = rounds.step(0)
+    assert (draft.link, draft.tokens) == (0, follow(last, DEPTH))
 
 
 def test_what_a_draft_model_reads_stays() -> None:
