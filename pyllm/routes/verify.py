@@ -20,7 +20,7 @@ COMMON = ("f16", "q8_0", "q4_0")
 _BLOCK = {"q8_0": 34, "q5_1": 24, "q5_0": 22, "q4_1": 20, "q4_0": 18, "iq4_nl": 18}  # bytes of 32 elements
 #: ``STAGES`` and ``MAX_TILES`` of geometry.h.
 _STAGES = 2
-_MAX_TILES = 2048
+_MAX_TILES = 1024
 
 
 class Instance(NamedTuple):
@@ -55,11 +55,40 @@ _SHAPES: dict[Heads, tuple[_Shape, _Shape]] = {
     (512, 512): (_Shape(32, 8, 8), _Shape(16, 8, 8)),
     (576, 512): (_Shape(32, 8, 8), _Shape(16, 8, 8)),
 }
-#: Tiles of quantised K and V that measured better (repro/results), with the rows of Q that they are for.
-_LONGER: dict[tuple[Heads, str], tuple[_Shape, tuple[int, ...]]] = {
-    ((256, 256), "q4_0"): (_Shape(64, 4, 16), (16, 32)),
-    ((512, 512), "q8_0"): (_Shape(64, 8, 8), (16, 32)),
-    ((512, 512), "q4_0"): (_Shape(64, 8, 8), (16, 32)),
+class _Tuned(NamedTuple):
+    shape: _Shape
+    blocks: int
+
+
+#: Tiles that measured better (repro/results/attention-h200.json) for head dims, type and rows of Q: long ones, whose warps take 16 or 32 KV rows each and
+#: read Q less often; and more warps for f16, which has nothing to decode twice.
+_TUNED: dict[tuple[Heads, str, int], _Tuned] = {
+    ((128, 128), "f16", 32): _Tuned(_Shape(64, 8, 16), 2),
+    ((128, 128), "f16", 48): _Tuned(_Shape(64, 4, 16), 2),
+    ((128, 128), "f16", 64): _Tuned(_Shape(64, 8, 16), 2),
+    ((128, 128), "q8_0", 32): _Tuned(_Shape(128, 4, 32), 2),
+    ((128, 128), "q8_0", 48): _Tuned(_Shape(128, 4, 32), 1),
+    ((128, 128), "q4_0", 16): _Tuned(_Shape(128, 4, 32), 3),
+    ((128, 128), "q4_0", 32): _Tuned(_Shape(128, 4, 32), 2),
+    ((128, 128), "q4_0", 48): _Tuned(_Shape(128, 4, 32), 2),
+    ((128, 128), "q4_0", 64): _Tuned(_Shape(128, 4, 32), 1),
+    ((256, 256), "f16", 32): _Tuned(_Shape(64, 8, 16), 1),
+    ((256, 256), "f16", 48): _Tuned(_Shape(32, 8, 8), 2),
+    ((256, 256), "f16", 64): _Tuned(_Shape(64, 8, 16), 1),
+    ((256, 256), "q8_0", 16): _Tuned(_Shape(128, 8, 16), 1),
+    ((256, 256), "q8_0", 32): _Tuned(_Shape(128, 8, 16), 1),
+    ((256, 256), "q8_0", 48): _Tuned(_Shape(128, 8, 16), 1),
+    ((256, 256), "q8_0", 64): _Tuned(_Shape(64, 8, 16), 1),
+    ((256, 256), "q4_0", 16): _Tuned(_Shape(128, 8, 16), 2),
+    ((256, 256), "q4_0", 32): _Tuned(_Shape(128, 8, 16), 2),
+    ((256, 256), "q4_0", 48): _Tuned(_Shape(128, 8, 16), 1),
+    ((256, 256), "q4_0", 64): _Tuned(_Shape(128, 8, 16), 1),
+    ((512, 512), "q8_0", 16): _Tuned(_Shape(64, 8, 8), 2),
+    ((512, 512), "q8_0", 32): _Tuned(_Shape(64, 8, 16), 1),
+    ((512, 512), "q4_0", 16): _Tuned(_Shape(128, 8, 16), 1),
+    ((512, 512), "q4_0", 32): _Tuned(_Shape(128, 8, 16), 1),
+    ((512, 512), "q4_0", 48): _Tuned(_Shape(64, 16, 16), 1),
+    ((512, 512), "q4_0", 64): _Tuned(_Shape(64, 16, 16), 1),
 }
 HEADS = tuple(_SHAPES)
 
@@ -80,12 +109,11 @@ def tile_stride(kind: str, dim: int) -> int:
 def shared_bytes(one: Instance, type_k: str, type_v: str) -> int:
     """Bytes of shared memory that ``one`` asks for: Q, two tiles of P, two of K and V each, maxima and sums, the list of tiles."""
     ring = _STAGES * one.n * (tile_stride(type_k, one.d_k) + tile_stride(type_v, one.d_v))
-    return one.m * (2 * one.d_k + 16) + 2 * one.m * (2 * one.n + 16) + ring + (one.n // one.rows + 4) * one.m * 4 + 3 * _MAX_TILES
+    return one.m * (2 * one.d_k + 16) + 2 * one.m * (2 * one.n + 16) + ring + (one.n // one.rows + 5) * one.m * 4 + 3 * _MAX_TILES
 
 
-def _rows(head: Heads) -> tuple[int, ...]:
-    """Rows of Q of the instances: at most 64, and 48 where 64 leave many unused over head dim 512."""
-    return (16, 32, 48, 64) if head == (512, 512) else (16, 32, 64)
+#: Rows of Q of the instances.
+_ROWS = (16, 32, 48, 64)
 
 
 def _blocks(d_v: int, shape: _Shape, m: int) -> int:
@@ -99,13 +127,14 @@ def _instances() -> tuple[Instance, ...]:
     found = []
     for (d_k, d_v), (large, small) in _SHAPES.items():
         head = (d_k, d_v)
-        for m in _rows(head):
-            if d_k in (64, 128, 192, 256, 512):
-                for kind in COMMON:
-                    shape, best_rows = _LONGER.get((head, kind), (large, ()))
-                    chosen = shape if m in best_rows or not best_rows else large
-                    found.append(Instance(d_k, d_v, m, *chosen, kind, kind, _blocks(d_v, chosen, m)))
-            found += [Instance(d_k, d_v, m, *shape, "any", "any", _blocks(d_v, shape, m)) for shape in dict.fromkeys((large, small))]
+        for m in _ROWS:
+            # 48 where it was measured; over head dim 512, 64 rows leave many unused.
+            kinds = [kind for kind in COMMON if d_k in (64, 128, 192, 256, 512) and (m != 48 or head == (512, 512) or (head, kind, m) in _TUNED)]
+            for kind in kinds:
+                shape, blocks = _TUNED.get((head, kind, m), _Tuned(large, _blocks(d_v, large, m)))
+                found.append(Instance(d_k, d_v, m, *shape, kind, kind, blocks))
+            if m != 48 or head == (512, 512):
+                found += [Instance(d_k, d_v, m, *shape, "any", "any", _blocks(d_v, shape, m)) for shape in dict.fromkeys((large, small))]
     return tuple(found)
 
 

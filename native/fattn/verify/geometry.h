@@ -39,7 +39,7 @@ PYLLM_BOTH constexpr int tile_stride(int type, int d) {
 }
 
 // Most tiles of a part; their list lies in shared memory.
-constexpr int MAX_TILES = 2048;
+constexpr int MAX_TILES = 1024;
 // Tiles of K, and of V, that a block holds: the one it works on and the next.
 constexpr int STAGES = 2;
 
@@ -51,7 +51,7 @@ struct Instance {
 
 // Bytes of dynamic shared memory: Q, two tiles of P, the rings, maxima and sums, the list of tiles.
 PYLLM_BOTH constexpr int shared_bytes(int d_k, int d_v, int m, int n, int rows, int type_k, int type_v) {
-    return m*(2*d_k + 16) + 2*m*(2*n + 16) + STAGES*n*(tile_stride(type_k, d_k) + tile_stride(type_v, d_v)) + (n/rows + 4)*m*4 + 3*MAX_TILES;
+    return m*(2*d_k + 16) + 2*m*(2*n + 16) + STAGES*n*(tile_stride(type_k, d_k) + tile_stride(type_v, d_v)) + (n/rows + 5)*m*4 + 3*MAX_TILES;
 }
 
 constexpr Instance INSTANCES[] = {
@@ -82,24 +82,25 @@ inline int choose(int d_k, int d_v, int type_k, int type_v, long rows, int smem)
     return best;
 }
 
-struct Parts {
-    int count;
-    int tiles;  // of a part
-};
+// Part `part` of the tiles begins here.
+PYLLM_BOTH constexpr int first_tile(int part, int tiles, int parts) {
+    return (int) ((long long) part*tiles/parts);
+}
 
-// Into how many parts the KV rows are split, so that the busiest multiprocessor is least busy: `tiles` for each of `blocks` (row tiles x KV heads x
-// streams) on `multiprocessors` that hold `resident` blocks each.
-inline Parts split(int tiles, long blocks, int multiprocessors, int resident) {
-    Parts best{ tiles, 1 };
-    long  least = LONG_MAX;
-    for (int wanted = resident; wanted >= 1; --wanted) {
-        const int  parts = (int) std::clamp<long>(multiprocessors*wanted/blocks, 1, tiles);
-        const int  each  = std::min((tiles + parts - 1)/parts, MAX_TILES);
-        const int  count = (tiles + each - 1)/each;
-        const long busiest = (count*blocks + multiprocessors - 1)/multiprocessors*each;
-        if (busiest < least) {
-            least = busiest;
-            best  = { count, each };
+// Into how many parts `tiles` are split for each of `blocks` (row tiles x KV heads x streams), so that the busiest of the multiprocessors, which hold
+// `resident` blocks each, is least busy. In one wave all that are resident hide each other's latency; more waves are for many blocks that divide badly,
+// and each costs about two tiles.
+inline int split(int tiles, long blocks, int multiprocessors, int resident) {
+    const int least_parts = (tiles + MAX_TILES - 1)/MAX_TILES;
+    int       best        = least_parts;
+    double    least       = -1.0;
+    for (int waves = 1; waves <= 3; ++waves) {
+        const int    parts   = (int) std::clamp<long>((long) multiprocessors*resident*waves/blocks, least_parts, tiles);
+        const double busiest = (double) ((parts*blocks + multiprocessors - 1)/multiprocessors);
+        const double cost    = busiest*tiles/parts + 2.0*std::max(1.0, busiest/resident);
+        if (least < 0.0 || cost < least) {
+            least = cost;
+            best  = parts;
         }
     }
     return best;

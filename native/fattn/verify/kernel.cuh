@@ -12,10 +12,11 @@ static __device__ __noinline__ float slope_of(float m0, float m1, uint32_t n_hea
     return head < n_head_log2 ? powf(m0, head + 1) : powf(m1, 2*(head - n_head_log2) + 1);
 }
 
-template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __global__ void attend(const Arguments a) {
+template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __global__ void attend(const __grid_constant__ Arguments a) {
 #if __CUDA_ARCH__ >= 800  // asynchronous copies; the route table sends nothing here on other devices
     extern __shared__ __align__(128) char shared[];
     __shared__ int total;
+    __shared__ __align__(8) uint64_t full_k[STAGES], full_v[STAGES];
     const int lane = threadIdx.x % 32, warp = threadIdx.x/32;
     const int g = lane/4, t = lane % 4;
 
@@ -26,7 +27,8 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     char * const     ring_v  = ring_k + STAGES*slot_k;             // [STAGES]
     float * const    top_s   = (float *) (ring_v + STAGES*slot_v);  // [KV_WARPS][M]: maxima of a tile; at the end the sums
     float * const    high_s  = top_s + T::KV_WARPS*T::M;              // [M]: reference maximum
-    float * const    slope_s = high_s + T::M;                         // [M]
+    float * const    factor_s = high_s + T::M;                        // [M]: what its last move scales by
+    float * const    slope_s = factor_s + T::M;                       // [M]
     int2 * const     row_s   = (int2 *) (slope_s + T::M);             // [M]: position and query head; a row that is not there has head -1
     uint16_t * const list    = (uint16_t *) (row_s + T::M);           // [MAX_TILES]
     uint8_t * const  found   = (uint8_t *) (list + MAX_TILES);        // [MAX_TILES]
@@ -39,36 +41,15 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     const auto position_of = [&](int row) { return (int) (row*a.per_gqa >> 32); };
     const int first_position = position_of(row0);
     const int positions      = position_of(row0 + rows - 1) - first_position + 1;
-    const char * const k    = a.k + kv_head*a.at_k.head + stream*a.at_k.stream;
-    const char * const v    = a.v + kv_head*a.at_v.head + stream*a.at_v.stream;
     const char * const q    = a.q + stream*a.at_q.stream;
     const char * const mask = a.mask == nullptr ? nullptr : a.mask + first_position*a.mask_row + stream % a.mask_streams*a.mask_stream;
-    const int first = part*a.tiles_per_part;
-    const int count = min(a.tiles_per_part, (a.n_kv + T::N - 1)/T::N - first);
+    const int first = first_tile(part, a.tiles, a.parts);
+    const int count = first_tile(part + 1, a.tiles, a.parts) - first;
 
-    // Whole tiles of a known type whose rows allow copies of 16 bytes take the short way.
-    constexpr bool KNOWN_K = T::TYPE_K != ANY, KNOWN_V = T::TYPE_V != ANY;
-    Copier<T::N, T::THREADS, KNOWN_K ? T::TYPE_K : F16, T::D_K> copier_k;
-    Copier<T::N, T::THREADS, KNOWN_V ? T::TYPE_V : F16, T::D_V> copier_v;
-    copier_k.start(k, a.at_k.row);
-    copier_v.start(v, a.at_v.row);
-    const auto copy_k = [&](int tile, uint32_t slot) {
-        if (KNOWN_K && (tile + 1)*T::N <= a.n_kv && a.width_k == 16) {
-            copier_k.run(slot, tile);
-        } else {
-            const int type = KNOWN_K ? T::TYPE_K : a.type_k, begin = tile*T::N;
-            copy_any<T::N, T::THREADS>(slot, k + begin*a.at_k.row, a.at_k.row, a.n_kv - begin, row_bytes(type, T::D_K), tile_stride(type, T::D_K), a.width_k);
-        }
-    };
-    const auto copy_v = [&](int tile, uint32_t slot) {
-        if (KNOWN_V && (tile + 1)*T::N <= a.n_kv && a.width_v == 16) {
-            copier_v.run(slot, tile);
-        } else {
-            const int type = KNOWN_V ? T::TYPE_V : a.type_v, begin = tile*T::N;
-            copy_any<T::N, T::THREADS>(slot, v + begin*a.at_v.row, a.at_v.row, a.n_kv - begin, row_bytes(type, T::D_V), tile_stride(type, T::D_V), a.width_v);
-        }
-    };
-    const uint32_t to_k = shared_address(ring_k), to_v = shared_address(ring_v);
+    Ring<T::N, T::THREADS, T::TYPE_K, T::D_K> keys;
+    Ring<T::N, T::THREADS, T::TYPE_V, T::D_V> values;
+    keys.start(a.k, a.at_k, kv_head, stream, a.n_kv, a.type_k, a.width_k, a.boxes_k, ring_k, full_k);
+    values.start(a.v, a.at_v, kv_head, stream, a.n_kv, a.type_v, a.width_v, a.boxes_v, ring_v, full_v);
 
     for (int r = threadIdx.x; r < T::M; r += T::THREADS) {
         const int position = position_of(row0 + min(r, rows - 1));
@@ -79,9 +60,9 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     }
     wait_for_predecessor();
     // The first tile is seen nearly always: it is under way while the mask is looked at.
-    copy_k(first, to_k);
+    keys.copy(first, 0);
     commit_copies();
-    copy_v(first, to_v);
+    values.copy(first, 0);
     commit_copies();
 
     const bool permuted = is_quantised(T::TYPE_K == ANY ? a.type_k : T::TYPE_K);
@@ -104,11 +85,15 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     __syncthreads();
     const int n_tiles = total;
     const auto tile_at = [&](int i) { return first + (list[i] & ~PLAIN); };
-    if (n_tiles > 0 && tile_at(0) != first) {
+    if (n_tiles == 0 || tile_at(0) != first) {
         wait_copies<0>();
+        keys.wait(0);
+        values.wait(0);
+    }
+    if (n_tiles > 0 && tile_at(0) != first) {
         __syncthreads();
-        copy_k(tile_at(0), to_k);
-        copy_v(tile_at(0), to_v);
+        keys.copy(tile_at(0), 0);
+        values.copy(tile_at(0), 0);
         commit_copies();
         wait_copies<0>();
     }
@@ -117,11 +102,11 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     for (int i = 1; i < STAGES; ++i) {
         if (i < n_tiles) {
             newest = tile_at(i);
-            copy_k(newest, to_k + i*slot_k);
+            keys.copy(newest, i);
         }
         commit_copies();
         if (i < n_tiles) {
-            copy_v(newest, to_v + i*slot_v);
+            values.copy(newest, i);
         }
         commit_copies();
     }
@@ -142,7 +127,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     wait_copies<2*STAGES - 1>();
     __syncthreads();
 
-    const int k_shift = shift_of(k, a.width_k), v_shift = shift_of(v, a.width_v);
+    const int k_shift = keys.shift(), v_shift = values.shift();
     int       stage   = 0;  // i % STAGES
     for (int i = 0; i < n_tiles; ++i) {
         const uint16_t entry  = list[i];
@@ -182,6 +167,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
         };
 
         bool exceeds = false;
+        keys.wait(stage);
         if (scores) {
             with_type<T::TYPE_K, T::D_K>(a.type_k, [&](auto type) {
                 constexpr int own = decltype(type)::value;
@@ -224,11 +210,17 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
                     exceeds |= largest(m, h) > high[m][h] + RAISE;
                 }
             }
-            soften();
         }
-
-        wait_copies<2*STAGES - 4>();
-        if (__syncthreads_or(exceeds)) {
+        // The barrier that every tile has; where a score exceeds, the reference maximum moves and it comes again.
+        while (true) {
+            if (scores) {
+                soften();
+            }
+            wait_copies<2*STAGES - 4>();
+            if (!__syncthreads_or(exceeds)) {
+                break;
+            }
+            exceeds = false;
             if (scores) {
 #pragma unroll
                 for (int m = 0; m < T::OWN_M; ++m) {
@@ -244,21 +236,21 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
                 }
             }
             __syncthreads();
-            const auto raised = [&](int r) {
-                float x = high_s[r];
-#pragma unroll
+            for (int r = threadIdx.x; r < T::M; r += T::THREADS) {
+                const float from = high_s[r];
+                float       to   = from;
                 for (int w = 0; w < T::KV_WARPS; ++w) {
-                    x = fmaxf(x, top_s[w*T::M + r]);
+                    to = fmaxf(to, top_s[w*T::M + r]);
                 }
-                return x;
-            };
-            const auto factor = [](float from, float to) { return from == -INFINITY ? 0.0f : exp2_of(from - to); };
+                high_s[r]   = to;
+                factor_s[r] = from == -INFINITY ? 0.0f : exp2_of(from - to);
+            }
+            __syncthreads();
 #pragma unroll
             for (int m = 0; m < T::M_TILES; ++m) {
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
-                    const int   r = 16*m + g + 8*h;
-                    const float f = factor(high_s[r], raised(r));
+                    const float f = factor_s[16*m + g + 8*h];
 #pragma unroll
                     for (int j = 0; j < T::FRAGMENTS; ++j) {
                         o[m][j][2*h] *= f;
@@ -271,35 +263,25 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
                 for (int m = 0; m < T::OWN_M; ++m) {
 #pragma unroll
                     for (int h = 0; h < 2; ++h) {
-                        const float to = raised(m0 + 16*m + g + 8*h);
-                        sum[m][h] *= factor(high[m][h], to);
-                        high[m][h] = to;
+                        const int r = m0 + 16*m + g + 8*h;
+                        sum[m][h] *= factor_s[r];
+                        high[m][h] = high_s[r];
                     }
-                }
-                soften();
-            }
-            __syncthreads();
-            if (scores && warp % T::KV_WARPS == 0 && t == 0) {
-#pragma unroll
-                for (int m = 0; m < T::OWN_M; ++m) {
-                    high_s[m0 + 16*m + g]     = high[m][0];
-                    high_s[m0 + 16*m + g + 8] = high[m][1];
                 }
             }
         }
         // The slots of V before and of this K are free.
         if (i > 0) {
             if (i - 1 + STAGES < n_tiles) {
-                copy_v(newest, to_v + (stage == 0 ? STAGES - 1 : stage - 1)*slot_v);
+                values.copy(newest, stage == 0 ? STAGES - 1 : stage - 1);
             }
             commit_copies();
         }
         if (i + STAGES < n_tiles) {
             newest = tile_at(i + STAGES);
-            copy_k(newest, to_k + stage*slot_k);
+            keys.copy(newest, stage);
         }
         commit_copies();
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
         if (scores) {
 #pragma unroll
             for (int m = 0; m < T::OWN_M; ++m) {
@@ -307,9 +289,11 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
                 sum[m][1] += more[m][1];
             }
         }
+        values.wait(stage);
         with_type<T::TYPE_V, T::D_V>(a.type_v, [&](auto type) {
             weigh<T, decltype(type)::value>(o, shared_address(p_tile) + lane % 16*T::P_STRIDE + lane/16*16, v_tile, warp);
         });
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
     }
 
     dependents_may_start();
@@ -364,7 +348,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
             to += warp*T::SLICE;
             if (permuted_v) {
 #pragma unroll
-                for (int j = 0; j < T::FRAGMENTS; j += 2) {  // v_column: elements 4t to 4t + 3 of 16
+                for (int j = 0; j < T::FRAGMENTS; j += 2) {  // elements 4t to 4t + 3 of 16, see kv.cuh
                     *(float4 *) (to + 8*j + 4*t) = make_float4(o[m][j][2*h]*by, o[m][j + 1][2*h]*by, o[m][j][2*h + 1]*by, o[m][j + 1][2*h + 1]*by);
                 }
             } else {

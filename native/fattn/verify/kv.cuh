@@ -5,7 +5,8 @@
 // the pairs that one register of a fragment holds:
 //
 //   K  the contraction runs over the head dim, whose order is free as long as Q has the same: see `k_column`
-//   V  p0, p1 are elements 2g, 2g + 1 of the first row, p2, p3 of the second: columns of two fragments, see `v_column`
+//   V  p0, p1 are elements 2g, 2g + 1 of the first row, p2, p3 of the second: columns of two fragments; element 2e + j % 2 of the four from
+//      16 (j / 2) + 4t on is column 2t + e of fragment j
 #pragma once
 
 #include "fattn/verify/geometry.h"
@@ -16,11 +17,6 @@ namespace pyllm::verify {
 // Column of Q in shared memory for element `i` of the head dim.
 static __host__ __device__ constexpr int k_column(bool quantised, int i) {
     return quantised ? (i & ~15) + (i & 15)/4*2 + (i & 3)/2 + 8*(i & 1) : i;
-}
-
-// First element of the four that a lane has of 32 columns of V, and the element of column 2t + e of fragment j of the 32.
-static __host__ __device__ constexpr int v_column(bool quantised, int t, int j, int e) {
-    return quantised ? 16*(j/2) + 4*t + 2*e + j % 2 : 8*j + 2*t + e;
 }
 
 static __device__ __forceinline__ uint32_t half_word(const char * p) {

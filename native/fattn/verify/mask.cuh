@@ -38,7 +38,7 @@ static __device__ __noinline__ int look(const char * mask, int64_t mask_row, boo
 // What `look` says of each of the part's tiles, into `found`: the warps share them. Vectors of several tiles are under way together.
 template <class T>
 static __device__ __forceinline__ void look_at_tiles(const Arguments & a, const char * mask, int positions, int first, int count, uint8_t * found) {
-    constexpr int AHEAD = 4;
+    constexpr int AHEAD = 2;
     const int     warp = threadIdx.x/32, lane = threadIdx.x % 32;
     for (int base = warp; base < count; base += AHEAD*T::WARPS) {
         int4 x[AHEAD];

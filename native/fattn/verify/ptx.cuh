@@ -29,6 +29,44 @@ template <int PENDING> static __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
+#if __CUDA_ARCH__ >= 900
+// An mbarrier for one arrival a phase, which says how many bytes will come.
+static __device__ __forceinline__ void init_barrier(uint32_t barrier) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+}
+
+// What was initialised before is seen by the copy engine.
+static __device__ __forceinline__ void barriers_are_set() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+static __device__ __forceinline__ void expect_bytes(uint32_t barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+static __device__ __forceinline__ void wait_barrier(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred there;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 there, [%0], %1;\n"
+        "@!there bra again;\n"
+        "}" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+// One box of a tensor map of four axes; what lies outside of the tensor is zeros.
+static __device__ __forceinline__ void copy_box(uint32_t to, const void * map, int c0, int c1, int c2, int c3, uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to), "l"(map), "r"(c0), "r"(c1),
+                 "r"(c2), "r"(c3), "r"(barrier) : "memory");
+}
+#else
+static __device__ __forceinline__ void init_barrier(uint32_t) {}
+static __device__ __forceinline__ void barriers_are_set() {}
+static __device__ __forceinline__ void expect_bytes(uint32_t, int) {}
+static __device__ __forceinline__ void wait_barrier(uint32_t, uint32_t) {}
+static __device__ __forceinline__ void copy_box(uint32_t, const void *, int, int, int, int, uint32_t) {}
+#endif
+
 // Four 8x8 matrices of 16-bit values. Lane l gives the address of row l % 8 of matrix l / 8, and gets elements 2*(l % 4) and the next of row l / 4
 // of each matrix; `transposed`, of its column l / 4.
 static __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t from) {

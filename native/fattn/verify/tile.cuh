@@ -11,14 +11,11 @@
 #pragma once
 
 #include "fattn/verify/kv.cuh"
+#include "fattn/verify/ring.cuh"
 
 #include <type_traits>
 
 namespace pyllm::verify {
-
-struct Strides {
-    int64_t row, head, stream;  // bytes
-};
 
 struct Arguments {
     const char *  q;
@@ -32,9 +29,10 @@ struct Arguments {
     Strides       at_q, at_k, at_v;
     int64_t       mask_row, mask_stream;
     int           n_q, n_kv, n_head, n_head_kv, gqa, mask_streams;
-    int           row_tiles, parts, tiles_per_part;
+    int           row_tiles, parts, tiles;
     int           type_k, type_v;
     int           width_k, width_v;  // of copies: 16, 8, 4, or 2 for ordinary loads
+    Boxes         boxes_k, boxes_v;
     bool          q_vectors, mask_vectors;  // rows are aligned to 16 bytes
     uint64_t      per_gqa;                  // 2^32/gqa, rounded up
     float         scale;             // powers of two: times log2(e), and by the softcap
@@ -57,6 +55,8 @@ template <int D_K_, int D_V_, int M_, int N_, int WARPS_, int ROWS_, int TYPE_K_
     static constexpr int OWN_N = ROWS/8;
     static constexpr int SLICE = D_V/WARPS;        // columns of V
     static constexpr int FRAGMENTS = SLICE/8;
+    // Long rows of K with few fragments: two sums instead of one, or each product waits for the one before.
+    static constexpr bool TWO_SUMS = D_K >= 256 && OWN_M*OWN_N <= 2;
     static_assert(M % 16 == 0 && N % 16 == 0 && N % ROWS == 0 && ROWS % 8 == 0 && WARPS % KV_WARPS == 0 && M_TILES % M_WARPS == 0, "whole fragments");
     static_assert(D_V % WARPS == 0 && SLICE % 16 == 0 && D_K % 16 == 0, "whole fragments");
     static_assert(ROWS >= 16 || D_K % 32 == 0, "eight rows are loaded with 32 columns");
@@ -67,90 +67,12 @@ template <int D_K_, int D_V_, int M_, int N_, int WARPS_, int ROWS_, int TYPE_K_
     static __host__ __device__ constexpr int slot_v(int type) { return N*tile_stride(type, D_V); }
 };
 
-// Where in its place a row begins: copies of 16 bytes begin at a multiple of 16.
-static __device__ __forceinline__ int shift_of(const char * first, int width) {
-    return width == 16 ? (int) ((uintptr_t) first & 15) : 0;
-}
-
-// `chunks` of WIDTH bytes for each row of a tile into a slot. Rows from `rows` on, and what lies beyond `bytes` of a row, are zeros.
-template <int N, int THREADS, int WIDTH>
-static __device__ __forceinline__ void copy_rows(uint32_t to, const char * from, int64_t row_stride, int rows, int bytes, int stride) {
-    const int chunks = (bytes + WIDTH - 1)/WIDTH;
-    for (int i = threadIdx.x; i < N*chunks; i += THREADS) {
-        const int r = i/chunks;
-        const int c = i - r*chunks;
-        copy_async<WIDTH>(to + r*stride + c*WIDTH, from + (r < rows ? r*row_stride + c*WIDTH : 0), r < rows ? min(WIDTH, bytes - c*WIDTH) : 0);
-    }
-}
-
-// A tile whose rows are fewer than N, or not as `Copier` wants them, into a slot.
-template <int N, int THREADS>
-static __device__ __noinline__ void copy_any(uint32_t to, const char * first, int64_t row_stride, int rows, int bytes, int stride, int width) {
-    if (width == 16) {
-        const int shift = shift_of(first, width);
-        copy_rows<N, THREADS, 16>(to, first - shift, row_stride, rows, shift + bytes, stride);
-    } else if (width == 8) {
-        copy_rows<N, THREADS, 8>(to, first, row_stride, rows, bytes, stride);
-    } else if (width == 4) {
-        copy_rows<N, THREADS, 4>(to, first, row_stride, rows, bytes, stride);
-    } else {
-        for (int i = threadIdx.x; i < N*(bytes/2); i += THREADS) {
-            const int r = i/(bytes/2);
-            const int c = i - r*(bytes/2);
-            const uint16_t x = r < rows ? *(const uint16_t *) (first + r*row_stride + 2*c) : 0;
-            asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + r*stride + 2*c), "h"(x) : "memory");
-        }
-    }
-}
-
-// Copies whole tiles of a type that is known, by pieces of 16 bytes: where a thread's pieces lie is the same for each tile.
-template <int N, int THREADS, int TYPE, int D> struct Copier {
-    static constexpr int  BYTES = row_bytes(TYPE, D), STRIDE = tile_stride(TYPE, D), PLACES = STRIDE/16;
-    static constexpr bool REGULAR = BYTES % 16 == 0 && THREADS % (BYTES/16) == 0;  // a thread has one column of pieces
-    static constexpr int  CHUNKS = REGULAR ? BYTES/16 : PLACES;
-    static constexpr int  PIECES = (N*CHUNKS + THREADS - 1)/THREADS;
-    static constexpr bool ALL = N*CHUNKS % THREADS == 0 && 16*(CHUNKS - 1) < BYTES;  // no piece is beyond the tile or its row, wherever this begins
-    const char * base;
-    uint32_t     tile_bytes;
-    uint32_t     from[REGULAR ? 1 : PIECES];
-    uint32_t     to, valid;
-
-    __device__ __forceinline__ void start(const char * first, int64_t row_stride) {
-        const int shift = shift_of(first, 16);
-        base       = first - shift;
-        tile_bytes = (uint32_t) (N*row_stride);
-        to         = REGULAR ? threadIdx.x/CHUNKS*STRIDE + threadIdx.x % CHUNKS*16 : threadIdx.x*16;
-        valid      = 0;
-#pragma unroll
-        for (int j = 0; j < PIECES; ++j) {
-            const int i = threadIdx.x + j*THREADS;
-            const int r = i/CHUNKS, c = i - r*CHUNKS;
-            valid |= (i < N*CHUNKS && 16*c < shift + BYTES ? 1u : 0u) << j;
-            if (!REGULAR || j == 0) {
-                from[j] = (uint32_t) (r*(uint32_t) row_stride + 16*c);
-            }
-        }
-    }
-
-    __device__ __forceinline__ void run(uint32_t slot, int tile) const {
-        const char * first = base + (uint64_t) (uint32_t) tile*tile_bytes;
-        if constexpr (REGULAR) {
-            first += from[0];
-        }
-        const uint32_t step = tile_bytes/N*(THREADS/CHUNKS);
-#pragma unroll
-        for (int j = 0; j < PIECES; ++j) {
-            if (ALL || (valid >> j & 1)) {
-                copy_async<16>(slot + to + (REGULAR ? j*(THREADS/CHUNKS)*STRIDE : j*THREADS*16), REGULAR ? first + j*step : first + from[j], 16);
-            }
-        }
-    }
-};
-
-// S += Q K^T for the rows of Q from `q` and ROWS rows of K from `k`, which begin `shift` bytes into their places.
+// S += Q K^T for the rows of Q from `q` and ROWS rows of K from `k`.
 template <class T, int TYPE> static __device__ __forceinline__ void score(float (&s)[T::OWN_M][T::OWN_N][4], uint32_t q, const char * k) {
     constexpr int stride = tile_stride(TYPE, T::D_K);
     const int     lane   = threadIdx.x % 32;
+    float         more[T::OWN_M][T::OWN_N][4] = {};  // the odd steps' sums, where there are two
+    const auto    sum_of = [&](int step) -> auto & { return T::TWO_SUMS && step % 2 == 1 ? more : s; };
     if constexpr (is_quantised(TYPE)) {
         const int    g   = lane/4, t = lane % 4;
         const char * row = k + g*stride;
@@ -168,7 +90,7 @@ template <class T, int TYPE> static __device__ __forceinline__ void score(float 
                     load_matrices(a, q + m*16*T::Q_STRIDE + (2*b + step)*32);
 #pragma unroll
                     for (int n = 0; n < T::OWN_N; ++n) {
-                        multiply_add(s[m][n], a, fragment[n][2*step], fragment[n][2*step + 1]);
+                        multiply_add(sum_of(step)[m][n], a, fragment[n][2*step], fragment[n][2*step + 1]);
                     }
                 }
             }
@@ -192,9 +114,9 @@ template <class T, int TYPE> static __device__ __forceinline__ void score(float 
             for (int m = 0; m < T::OWN_M; ++m) {
                 uint32_t a[4];
                 load_matrices(a, q + m*16*T::Q_STRIDE + step*32);
-                multiply_add(s[m][0], a, b[0], b[1]);
+                multiply_add(sum_of(0)[m][0], a, b[0], b[1]);
                 load_matrices(a, q + m*16*T::Q_STRIDE + step*32 + 32);
-                multiply_add(s[m][0], a, b[2], b[3]);
+                multiply_add(sum_of(1)[m][0], a, b[2], b[3]);
             }
         }
     } else {
@@ -213,8 +135,19 @@ template <class T, int TYPE> static __device__ __forceinline__ void score(float 
                 load_matrices(a, q + m*16*T::Q_STRIDE + step*32);
 #pragma unroll
                 for (int n = 0; n < T::OWN_N/2; ++n) {
-                    multiply_add(s[m][2*n], a, b[n][0], b[n][1]);
-                    multiply_add(s[m][2*n + 1], a, b[n][2], b[n][3]);
+                    multiply_add(sum_of(step)[m][2*n], a, b[n][0], b[n][1]);
+                    multiply_add(sum_of(step)[m][2*n + 1], a, b[n][2], b[n][3]);
+                }
+            }
+        }
+    }    if constexpr (T::TWO_SUMS) {
+#pragma unroll
+        for (int m = 0; m < T::OWN_M; ++m) {
+#pragma unroll
+            for (int n = 0; n < T::OWN_N; ++n) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    s[m][n][e] += more[m][n][e];
                 }
             }
         }

@@ -9,7 +9,9 @@ void pyllm_fattn_verify(ggml_backend_cuda_context &, ggml_tensor *) {
 #include "fattn/verify/join.cuh"
 #include "fattn/verify/kernel_of.cuh"
 
+#include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 // dispatch.cu: notes that a kernel has no room on the device, and says so.
@@ -63,6 +65,37 @@ static int copy_width(const ggml_tensor * t) {
     }
     const uintptr_t bits = place | row | ggml_row_size(t->type, t->ne[0]);
     return bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 2;
+}
+
+// A map for the copy engine of boxes of `rows` rows; no bytes where it does not take the tensor: it is copied in pieces of 16 bytes then, or less.
+static Boxes boxes_of(const ggml_tensor * t, int type, int rows) {
+    Boxes boxes{};
+    static const auto encode = [] {
+        void *                          found = nullptr;
+        cudaDriverEntryPointQueryResult result{};
+        const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
+        return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? (decltype(&cuTensorMapEncodeTiled)) found : nullptr;
+    }();
+    const bool   within  = t->ne[2] == 1 || t->nb[2] < t->nb[1];  // heads lie side by side in a row
+    const size_t bytes   = row_bytes(type, (int) t->ne[0]) + (within ? (t->ne[2] - 1)*t->nb[2] : 0);
+    const size_t element = bytes % 8 == 0 ? 8 : 4;
+    const size_t stride  = tile_stride(type, (int) t->ne[0]);
+    const auto   whole   = [](size_t n) { return n % 16 == 0; };
+    if (encode == nullptr || copy_width(t) != 16 || bytes % element != 0 || stride/element > 256 || !whole((uintptr_t) t->data) || (!within && !whole(t->nb[2])) ||
+        (t->ne[3] > 1 && !whole(t->nb[3])) || t->nb[1] < bytes) {
+        return boxes;
+    }
+    const cuuint64_t sizes[]   = { bytes/element, (cuuint64_t) t->ne[1], within ? 1 : (cuuint64_t) t->ne[2], (cuuint64_t) t->ne[3] };
+    const cuuint64_t strides[] = { t->nb[1], within ? t->nb[1] : t->nb[2], t->ne[3] > 1 ? t->nb[3] : t->nb[1] };
+    const cuuint32_t box[]     = { (cuuint32_t) (stride/element), (cuuint32_t) rows, 1, 1 };
+    const cuuint32_t steps[]   = { 1, 1, 1, 1 };
+    if (encode(&boxes.map, element == 8 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT64 : CU_TENSOR_MAP_DATA_TYPE_UINT32, 4, t->data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+               CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS) {
+        boxes.per_head = within ? (int32_t) t->nb[2] : 0;
+        boxes.element  = element == 8 ? 3 : 2;
+        boxes.bytes    = (int32_t) (rows*stride);
+    }
+    return boxes;
 }
 
 static Strides strides_of(const ggml_tensor * t) {
@@ -120,6 +153,21 @@ static Arguments arguments_of(const ggml_tensor * dst) {
     return a;
 }
 
+// How many blocks of the kernel a multiprocessor holds, asked of the driver once; and the kernel may have all the shared memory there is from then on.
+static int resident_blocks(int device, kernel_t kernel, int place, int type_k, int type_v, size_t shared) {
+    static std::atomic<int16_t> known[GGML_CUDA_MAX_DEVICES][N_INSTANCES][ANY*ANY];  // one more than the number; 0: not asked yet
+    std::atomic<int16_t> &      found = known[device][place][type_k*ANY + type_v];
+    if (found == 0) {
+        cudaFuncAttributes attributes{};
+        int                blocks = 0;
+        CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
+        CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) (ggml_cuda_info().devices[device].smpbo - attributes.sharedSizeBytes)));
+        CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, 32*INSTANCES[place].warps, shared));
+        found = (int16_t) (blocks + 1);
+    }
+    return found - 1;
+}
+
 }  // namespace pyllm::verify
 
 void pyllm_fattn_verify(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
@@ -133,20 +181,23 @@ void pyllm_fattn_verify(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
         pyllm_fattn_no_room(0);
         return;
     }
-    const Instance & one    = INSTANCES[place];
-    const kernel_t   kernel = kernel_at(one, place);
-    const size_t     shared = shared_bytes(one.d_k, one.d_v, one.m, one.n, one.rows, a.type_k, a.type_v);
-    int              resident = 0;
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) shared));
-    CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, 32*one.warps, shared));
+    const Instance & one      = INSTANCES[place];
+    const size_t     shared   = shared_bytes(one.d_k, one.d_v, one.m, one.n, one.rows, a.type_k, a.type_v);
+    const kernel_t   kernel   = kernel_at(one, place);
+    const int        resident = resident_blocks(ctx.device, kernel, place, a.type_k, a.type_v, shared);
     if (pyllm_fattn_no_room(resident)) {
         return;
     }
+    // Tests take the copy engine away.
+    static const bool pieces = getenv("PYLLM_TEST_PIECES") != nullptr;
+    if (ggml_cuda_highest_compiled_arch(device.cc) >= 900 && !pieces) {
+        a.boxes_k = boxes_of(dst->src[1], a.type_k, one.n);
+        a.boxes_v = boxes_of(dst->src[2], a.type_v, one.n);
+    }
     a.row_tiles = (int) ((rows + one.m - 1)/one.m);
     const long  blocks = (long) a.row_tiles*a.n_head_kv*streams;
-    const Parts parts  = split((a.n_kv + one.n - 1)/one.n, blocks, device.nsm, resident);
-    a.parts          = parts.count;
-    a.tiles_per_part = parts.tiles;
+    a.tiles = (a.n_kv + one.n - 1)/one.n;
+    a.parts = split(a.tiles, blocks, device.nsm, resident);
 
     const int64_t                n_rows = ggml_nrows(dst);
     ggml_cuda_pool_alloc<float>  partial(ctx.pool());
