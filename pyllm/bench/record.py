@@ -60,8 +60,8 @@ def digest(sources: Iterable[str], root: Path = ROOT) -> str:
 #: What `ci/gpu` runs, in this order; results of `sweep` and `speed` are the files of these names.
 ATTENTION_COMMANDS = (
     "ci/gpu",
-    "attention-check sweep 1 0 7000 sweep1.json",
-    "attention-check sweep 20261 0 7000 sweep20261.json",
+    "attention-check sweep 1 0 3000 sweep1.json",
+    "attention-check sweep 20261 0 3000 sweep20261.json",
     "attention-check sweep 2 0 40000 sweep2.json verify",
     "attention-check speed speed.json < native/tests/shapes.txt",
     "attention-check faults > faults.txt",

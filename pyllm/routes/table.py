@@ -302,7 +302,7 @@ def _hopper_rows() -> Iterator[Row]:
     yield from verify_rows(because, *wide, *_between("gqa", 3, 8), *_between("n_q", 2, 16), heads=("512/512",), pairs=half)
     yield from verify_rows(because, *wide, *_between("gqa", 5, 8), at_most("n_q", 8), alone, heads=("256/256",), pairs=half)
     yield from verify_rows(because, *wide, *_between("gqa", 5, 6), *_between("n_q", 3, 8), heads=("256/256",), pairs=half)
-    yield from verify_rows(because, *long, *_between("gqa", 7, 8), *_between("n_q", 9, 16), alone, heads=("256/256",), pairs=half)
+    yield from verify_rows(because, *long, *_between("gqa", 5, 8), *_between("n_q", 9, 16), alone, heads=("256/256",), pairs=half)
     yield from verify_rows(because, *wide, *_between("gqa", 3, 4), *_between("n_q", 3, 16), alone, heads=("128/128", "256/256"), pairs=half)
     yield from verify_rows(because, *long, *_between("gqa", 9, 16), at_most("n_q", 16), alone, heads=("128/128",), pairs=half)
     yield from verify_rows(because, *long, *_between("gqa", 9, 16), *_between("n_q", 3, 4), heads=("128/128",), pairs=half)

@@ -153,7 +153,7 @@ def choose(head: Heads, type_k: str, type_v: str, rows: int, smem: int) -> Insta
         for one in INSTANCES
         if (one.d_k, one.d_v) == head and (one.type_k, one.type_v) in ((type_k, type_v), ("any", "any")) and shared_bytes(one, type_k, type_v) <= smem
     ]
-    return max(able, key=lambda one: (-rows // one.m, one.type_k != "any", one.n, -one.m), default=None)
+    return max(able, key=lambda one: (-rows // one.m, one.type_k != "any", -one.m, one.n), default=None)
 
 
 def least_shared(head: Heads, type_k: str, type_v: str) -> int:

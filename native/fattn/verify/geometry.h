@@ -62,7 +62,7 @@ constexpr Instance INSTANCES[] = {
 constexpr int N_INSTANCES = sizeof(INSTANCES)/sizeof(*INSTANCES);
 
 // The instance for `rows` rows of Q that share a KV head, on a device with `smem` bytes for a block; -1 if there is none. Best is what
-// reads K and V fewest times, then an instance of just these types, then a long tile, then few unused rows.
+// reads K and V fewest times, then an instance of just these types, then few unused rows, then a long tile.
 inline int choose(int d_k, int d_v, int type_k, int type_v, long rows, int smem) {
     int  best = -1;
     long best_rank[4]{};
@@ -73,7 +73,7 @@ inline int choose(int d_k, int d_v, int type_k, int type_v, long rows, int smem)
             shared_bytes(d_k, d_v, one.m, one.n, one.rows, type_k, type_v) > smem) {
             continue;
         }
-        const long rank[4] = { -((rows + one.m - 1)/one.m), exact, one.n, -one.m };
+        const long rank[4] = { -((rows + one.m - 1)/one.m), exact, -one.m, one.n };
         if (best < 0 || std::lexicographical_compare(best_rank, best_rank + 4, rank, rank + 4)) {
             best = i;
             std::copy(rank, rank + 4, best_rank);
