@@ -68,6 +68,11 @@ ATTENTION_COMMANDS = (
 )
 
 
+#: What `ci/gpu bench` and `ci/gpu sanitizer` run, and what decides their results.
+BENCH_FILES = ("bench-attention", "bench-growth-kv", "bench-growth-q")
+BENCH_SOURCES = (*ATTENTION_SOURCES, "native/core/attention.cpp", "pyllm/bench/attention", "pyllm/bench/instances.py")
+
+
 #: What decides how deep is drafted, and what that costs the engine.
 DEPTH_SOURCES = (
     "native/upstream.lock",
@@ -90,25 +95,55 @@ def depth(runs: list[dict[str, Any]], commit: str, *, driver: str = "", cuda: st
         "cuda": cuda,
         "cores": runs[0]["cores"],
         "commit": commit,
-        "commands": [f"pyllm bench depth --rounds {run['rounds']} -n {run['tokens']} --error-rate {run['error_rate']:g} --json" for run in runs],
+        "commands": [_depth_command(run) for run in runs],
         "sources": list(DEPTH_SOURCES),
         "sources_sha256": digest(DEPTH_SOURCES),
         "results": [{key: run[key] for key in ("error_rate", "results", "rows")} for run in runs],
     }
 
 
-def attention(results: Path, commit: str) -> dict[str, Any]:
-    """The record of a folder with ``sweep*.json``, ``speed.json``, ``faults.txt`` and ``log.txt``, as ``ci/gpu`` leaves it.
+def _depth_command(run: dict[str, Any]) -> str:
+    slots = "".join(f" --slots {one['slots']}" for one in run["results"])
+    return f"pyllm bench depth{slots} --rounds {run['rounds']} -n {run['tokens']} --error-rate {run['error_rate']:g} --json"
 
-    The last line of ``log.txt`` is the device's name and its driver, the first names the CUDA release of the build.
-    """
+
+def _machine(results: Path) -> dict[str, str]:
+    """The last line of ``log.txt`` is the device's name and its driver, the first names the CUDA release of the build."""
     log = (results / "log.txt").read_text(encoding="utf-8").splitlines()
     device, driver = (word.strip() for word in log[-1].split(","))
     release = re.search(r"release ([0-9.]+)", log[0])
+    return {"device": device, "driver": driver, "cuda": release[1] if release else log[0]}
+
+
+def bench(results: Path, commit: str) -> dict[str, Any]:
+    """The record of what ``ci/gpu bench sanitizer`` leaves in a folder: ``bench-*.json``, ``instances.txt``, ``memcheck.txt``, and ``log.txt``."""
+    found = {name: json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in BENCH_FILES}
     return {
-        "device": device,
-        "driver": driver,
-        "cuda": release[1] if release else log[0],
+        **_machine(results),
+        "commit": commit,
+        "commands": ["ci/gpu bench", "ci/gpu sanitizer"],
+        "sources": list(BENCH_SOURCES),
+        "sources_sha256": digest(BENCH_SOURCES),
+        "results": {
+            "rates": found[BENCH_FILES[0]]["rates"],
+            **{name: [_timed(one) for one in run["results"]] for name, run in found.items()},
+            "instances": (results / "instances.txt").read_text(encoding="utf-8").splitlines(),
+            "memcheck": (results / "memcheck.txt").read_text(encoding="utf-8").splitlines()[-1],
+        },
+    }
+
+
+def _timed(one: dict[str, Any]) -> dict[str, Any]:
+    node = one["node"]
+    shape = [node[name] for name in ("d_k", "d_v", "n_head", "n_head_kv", "n_kv", "n_q", "streams", "type_k", "type_v")]
+    timings = [{name: timing[name] for name in ("side", "kernel", "us", "of_copy_rate", "error", "wrong")} for timing in one["timings"] if not timing["refusal"]]
+    return {"shape": " ".join(map(str, shape)), "bytes": one["bytes"], "timings": timings}
+
+
+def attention(results: Path, commit: str) -> dict[str, Any]:
+    """The record of a folder with ``sweep*.json``, ``speed.json``, ``faults.txt`` and ``log.txt``, as ``ci/gpu`` leaves it."""
+    return {
+        **_machine(results),
         "commit": commit,
         "commands": list(ATTENTION_COMMANDS),
         "sources": list(ATTENTION_SOURCES),
@@ -132,5 +167,8 @@ def stale(path: Path) -> str:
     return ""
 
 
-if __name__ == "__main__":  # python -m pyllm.bench.record FOLDER COMMIT > repro/results/attention-DEVICE.json
-    print(json.dumps(attention(Path(sys.argv[1]), sys.argv[2]), indent=1))
+if __name__ == "__main__":  # python -m pyllm.bench.record attention|bench FOLDER COMMIT > repro/results/attention-DEVICE.json
+    make = {"attention": attention, "bench": bench}[sys.argv[1]]
+    text = json.dumps(make(Path(sys.argv[2]), sys.argv[3]), indent=1)
+    # A shape in a line.
+    print(re.sub(r"\{\s+\"shape\".*?\n   \}", lambda match: re.sub(r"\s+", " ", match[0]), text, flags=re.DOTALL))

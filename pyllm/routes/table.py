@@ -294,23 +294,26 @@ def _hopper_rows() -> Iterator[Row]:
 
     because = "a long cache read once for all query rows"
     wide = (*hopper, at_least("n_kv", 1024))
+    # Where both kernels read the cache at nine tenths of the copy rate, upstream's is ahead: from 131,072 rows on with 8 KV heads of 128.
+    short, shorter = at_most("n_kv", 131072), at_most("n_kv", 65536)
     long = (*hopper, at_least("n_kv", 4096))
     alone = one_of("streams", 1)
     yield from verify_rows(because, *latent, at_most("n_q", 4), alone, heads=("576/512",), pairs=half)
-    yield from verify_rows(because, *wide, at_most("gqa", 2), at_most("n_q", 1), heads=("512/512",), pairs=half)
-    yield from verify_rows(because, *wide, *_between("gqa", 3, 8), at_most("n_q", 1), alone, heads=("512/512",), pairs=half)
+    yield from verify_rows(because, *wide, at_most("gqa", 2), at_most("n_q", 1), short, heads=("512/512",), pairs=half)
+    yield from verify_rows(because, *wide, *_between("gqa", 3, 8), at_most("n_q", 1), short, alone, heads=("512/512",), pairs=half)
     yield from verify_rows(because, *wide, *_between("gqa", 3, 8), *_between("n_q", 2, 16), heads=("512/512",), pairs=half)
-    yield from verify_rows(because, *wide, *_between("gqa", 5, 8), at_most("n_q", 8), alone, heads=("256/256",), pairs=half)
-    yield from verify_rows(because, *wide, *_between("gqa", 5, 6), *_between("n_q", 3, 8), heads=("256/256",), pairs=half)
-    yield from verify_rows(because, *long, *_between("gqa", 5, 8), *_between("n_q", 9, 16), alone, heads=("256/256",), pairs=half)
-    yield from verify_rows(because, *wide, *_between("gqa", 3, 4), *_between("n_q", 3, 16), alone, heads=("128/128", "256/256"), pairs=half)
-    yield from verify_rows(because, *long, *_between("gqa", 9, 16), at_most("n_q", 16), alone, heads=("128/128",), pairs=half)
-    yield from verify_rows(because, *long, *_between("gqa", 9, 16), *_between("n_q", 3, 4), heads=("128/128",), pairs=half)
-    yield from verify_rows(because, *long, *_between("gqa", 5, 8), *_between("n_q", 2, 8), alone, heads=("128/128",), pairs=half)
-    yield from verify_rows(because, *long, *_between("gqa", 3, 4), one_of("n_q", 1), alone, heads=("64/64", "80/80", "96/96", "128/128"), pairs=half)
-    yield from verify_rows(because, *long, *_between("gqa", 3, 4), *_between("n_q", 3, 4), alone, heads=("64/64", "80/80", "96/96", "112/112"), pairs=half)
+    yield from verify_rows(because, *wide, *_between("gqa", 5, 8), at_most("n_q", 8), short, alone, heads=("256/256",), pairs=half)
+    yield from verify_rows(because, *wide, *_between("gqa", 5, 6), *_between("n_q", 3, 8), shorter, heads=("256/256",), pairs=half)
+    yield from verify_rows(because, *long, *_between("gqa", 5, 8), *_between("n_q", 9, 16), shorter, alone, heads=("256/256",), pairs=half)
+    yield from verify_rows(because, *wide, *_between("gqa", 3, 4), *_between("n_q", 3, 16), shorter, alone, heads=("128/128", "256/256"), pairs=half)
+    yield from verify_rows(because, *long, *_between("gqa", 9, 16), at_most("n_q", 16), short, alone, heads=("128/128",), pairs=half)
+    yield from verify_rows(because, *long, *_between("gqa", 9, 16), *_between("n_q", 3, 4), shorter, heads=("128/128",), pairs=half)
+    yield from verify_rows(because, *long, *_between("gqa", 5, 8), *_between("n_q", 2, 8), shorter, alone, heads=("128/128",), pairs=half)
+    yield from verify_rows(because, *long, *_between("gqa", 3, 4), one_of("n_q", 1), short, alone, heads=("64/64", "80/80", "96/96", "128/128"), pairs=half)
+    narrow = ("64/64", "80/80", "96/96", "112/112")
+    yield from verify_rows(because, *long, *_between("gqa", 3, 4), *_between("n_q", 3, 4), shorter, alone, heads=narrow, pairs=half)
     yield from verify_rows(because, *long, one_of("gqa", 1), *_between("n_q", 3, 16), alone, heads=("128/128",), pairs=half)
-    yield from verify_rows(because, *long, one_of("gqa", 8), at_most("n_q", 4), alone, heads=("192/128",), pairs=half)
+    yield from verify_rows(because, *long, one_of("gqa", 8), at_most("n_q", 4), shorter, alone, heads=("192/128",), pairs=half)
 
 
 ROWS: tuple[Row, ...] = (

@@ -43,6 +43,12 @@ def test_sweep(program, tmp_path, seed):
     assert {"vec", "tile", "mma", "sparse", "verify", "reference"} <= {name.removeprefix("forced ") for name in report["routes"]}
 
 
+def test_verify_without_the_copy_engine(program, tmp_path):
+    done = run(program, "sweep", 3, 0, 4000, tmp_path / "sweep.json", "verify", PYLLM_TEST_PIECES="1")
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert json.loads((tmp_path / "sweep.json").read_text())["routes"]["forced verify"]["keys"] > 500
+
+
 def faults(program, **environment):
     done = run(program, "faults", **environment)
     lines = done.stdout.splitlines()
