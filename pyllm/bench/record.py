@@ -136,7 +136,8 @@ def bench(results: Path, commit: str) -> dict[str, Any]:
 def _timed(one: dict[str, Any]) -> dict[str, Any]:
     node = one["node"]
     shape = [node[name] for name in ("d_k", "d_v", "n_head", "n_head_kv", "n_kv", "n_q", "streams", "type_k", "type_v")]
-    timings = [{name: timing[name] for name in ("side", "kernel", "us", "of_copy_rate", "error", "wrong")} for timing in one["timings"] if not timing["refusal"]]
+    kept = ("side", "kernel", "us", "of_copy_rate", "error", "wrong")
+    timings = [{name: timing[name] for name in kept} for timing in one["timings"] if not timing["refusal"]]
     return {"shape": " ".join(map(str, shape)), "bytes": one["bytes"], "timings": timings}
 
 

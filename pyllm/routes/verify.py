@@ -55,6 +55,8 @@ _SHAPES: dict[Heads, tuple[_Shape, _Shape]] = {
     (512, 512): (_Shape(32, 8, 8), _Shape(16, 8, 8)),
     (576, 512): (_Shape(32, 8, 8), _Shape(16, 8, 8)),
 }
+
+
 class _Tuned(NamedTuple):
     shape: _Shape
     blocks: int
