@@ -1,7 +1,7 @@
 // The verify kernel: a few query rows over a long cache, K and V read once as they are stored.
 //
 // A block has M rows of Q that share a KV head (query positions x query heads, position major), and a part of the KV rows that the mask leaves. Its
-// warps divide a tile of N KV rows twice: for S = Q K^T by KV rows, for O += P V by columns of V; so each quant is decoded by one warp alone.
+// warps divide a tile of N KV rows twice: for S = Q K^T by KV rows, for O += P V by columns of V; so each quant is decoded by one warp, or of K by those that divide the rows of Q.
 //
 //   rings of slots  K and V tiles as stored, filled by asynchronous copies in the order K0 V0 K1 V1 ...
 //   S, P            softmax against a reference maximum that all warps know; P goes through shared memory as f16
