@@ -16,7 +16,7 @@ pyllm_status pyllm_device_get(int32_t index, pyllm_device_info * info) {
     return pyllm::guard([&] {
         pyllm::not_null(info, "info");
         const int32_t n = pyllm_device_count();
-        pyllm::require(index >= 0 && index < n, PYLLM_INVALID_ARGUMENT, pyllm::format("device index %d is not in [0, %d)", index, n));
+        require(index >= 0 && index < n, PYLLM_INVALID_ARGUMENT, pyllm::format("device index %d is not in [0, %d)", index, n));
         *info = {};
         ggml_backend_dev_t dev = ggml_backend_dev_get((size_t) index);
         pyllm::copy_text(ggml_backend_dev_name(dev), info->name, sizeof(info->name), nullptr);

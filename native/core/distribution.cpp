@@ -77,6 +77,7 @@ distribution::distribution(const llama_vocab * vocab, const sampler_settings & s
         bias.push_back({ suppressed[i], minus_infinity });
     }
     // The order is upstream's: bias, penalties, DRY, top-n-sigma, top-k, typical-p, top-p, min-p, temperature.
+    shifts = !bias.empty() || p.repeat_penalty != 1.0f || p.frequency_penalty != 0.0f || p.presence_penalty != 0.0f || p.dry_multiplier != 0.0f;
     if (!bias.empty()) {
         keep(shifting, llama_sampler_init_logit_bias(n_vocab, (int32_t) bias.size(), bias.data()));
     }
@@ -173,9 +174,44 @@ void distribution::truncate() {
     list.resize(array.size);
 }
 
+// The token of the highest logit, the first of several, without a list of the vocabulary; -1 for a row that has none, or a NaN or an infinity.
+llama_token distribution::best(const float * logits) const {
+    constexpr int32_t lanes = 16; // independent of each other, as a maximum of floats has to be to be taken of several at once
+    float   highest[lanes];
+    int32_t bad[lanes] = {};
+    std::fill_n(highest, lanes, minus_infinity);
+    const auto see = [&](int32_t lane, float logit) {
+        highest[lane] = logit > highest[lane] ? logit : highest[lane];
+        bad[lane] |= !(logit < INFINITY);
+    };
+    int32_t id = 0;
+    for (; id + lanes <= n_vocab; id += lanes) {
+        for (int32_t lane = 0; lane < lanes; ++lane) {
+            see(lane, logits[id + lane]);
+        }
+    }
+    for (; id < n_vocab; ++id) {
+        see(0, logits[id]);
+    }
+    const float top = *std::max_element(highest, highest + lanes);
+    if (top == minus_infinity || std::any_of(bad, bad + lanes, [](int32_t is) { return is != 0; })) {
+        return -1;
+    }
+    return (llama_token) (std::find(logits, logits + n_vocab, top) - logits);
+}
+
 const weighted_tokens & distribution::of(const float * logits, const grammar * constraint, int32_t index) {
     auto & list = result.tokens;
     const auto & p = settings.params;
+    const bool best_only = settings.greedy() && p.typical_p >= 1.0f;
+    if (best_only && !shifts && constraint == nullptr) {
+        const llama_token token = best(logits);
+        if (token >= 0) {
+            list.assign(1, { token, logits[token], 1.0f });
+            result.sum = 1.0;
+            return result;
+        } // what is wrong with the row is found below
+    }
     list.resize((size_t) n_vocab);
     for (int32_t id = 0; id < n_vocab; ++id) {
         list[(size_t) id] = { id, logits[id], 0.0f };
@@ -197,7 +233,6 @@ const weighted_tokens & distribution::of(const float * logits, const grammar * c
         check_row(logits, index);
         throw failure(PYLLM_DECODE, format("no token is left at batch entry %d: biases forbid all", index), "forbid fewer tokens");
     }
-    const bool best_only = settings.greedy() && p.typical_p >= 1.0f;
     if (constraint != nullptr) {
         keep_allowed(*constraint, best_only ? 1 : sigma == nullptr && p.top_k > 0 ? (size_t) p.top_k : 0);
         require(!list.empty(), PYLLM_DECODE, format("no token is left at batch entry %d: the grammar allows none of this vocabulary here", index),

@@ -58,11 +58,13 @@ private:
     const llama_vocab *      vocab;
     int32_t                  n_vocab;
     std::vector<sampler>     shifting;   // change each token's logit by itself
+    bool                     shifts;     // some of them do
     sampler                  sigma;      // may be NULL
     std::vector<sampler>     truncating; // drop tokens
     std::deque<llama_token>  tokens;
     weighted_tokens          result;
 
+    llama_token best(const float * logits) const;
     void check_row(const float * logits, int32_t index) const;
     void keep_allowed(const grammar & constraint, size_t n);
     void truncate();

@@ -36,7 +36,7 @@ public:
     // Into tokens[k - 1]: the chance that the first k are accepted; into rows[k - 1]: the chance that k are drafted at all.
     void chances(int32_t seq, int32_t depth, uint64_t step, Outlook outlook, float * tokens, float * rows) const;
     // Few drafts of any slot were accepted of late: another text is not expected to change that.
-    bool     poor() const { return engine_[0].weight >= 8.0f && engine_[0].mean < 0.25f; }
+    bool     poor() const { return engine_[0].weight >= 4.0f && engine_[0].mean < 0.2f; }
     uint64_t last(int32_t seq) const { return slot_[(size_t) seq * n_max_].last; } // step of the last draft, 0: none yet
     float    weight(int32_t seq) const { return slot_[(size_t) seq * n_max_].weight; } // trials that its first position stands for
 

@@ -1,7 +1,5 @@
 #include "draft/depth.h"
 
-#include "draft/resting.h"
-
 #include <algorithm>
 #include <cmath>
 
@@ -35,7 +33,7 @@ DepthControl::DepthControl(int32_t n_seq, int32_t n_max, Cut cut, int32_t n_list
 
 void DepthControl::company_changed() {
     if (acceptance_.poor()) {
-        acceptance_timer_.due = std::min(acceptance_timer_.due, step_ + OTHER_TEXT);
+        acceptance_timer_.due = std::min(acceptance_timer_.due, step_ + other_text_);
     } else {
         acceptance_timer_.reset(step_);
     }
@@ -357,9 +355,13 @@ void DepthControl::choose(const int32_t * seqs, const int32_t * wishes, int32_t 
         const bool found = outcome_ == Probe::baseline ? !on_ : outcome_ == Probe::acceptance ? on_ && !resting : reference_rate_ > kFound * probed_against_;
         if (found) {
             timer.won(step_);
+            other_text_ = OTHER_TEXT;
         } else {
             // Before a probe of a drafter that rested, rows were read for it: that costs more than the probe.
             const bool rested = n_listen_ > 0 && outcome_ == Probe::acceptance && acceptance_.poor();
+            if (rested) {
+                other_text_ = std::min(2 * other_text_, timer.longest);
+            }
             timer.lost(step_, rested ? (double) timer.longest : last_loss_ / ((outcome_ == Probe::cost ? kRareCost : kRare) * base_seconds_));
         }
         outcome_ = Probe::none;

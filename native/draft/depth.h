@@ -11,6 +11,7 @@
 #include "draft/acceptance.h"
 #include "draft/depth_cost.h"
 #include "draft/micro_batches.h"
+#include "draft/resting.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -169,6 +170,7 @@ private:
     double   elapsed_  = 0.0, spent_ = 0.0, lost_ = 0.0, total_ = 0.0;
     bool     on_       = false; // some slot drafts, probes aside
     bool     resting_  = false;
+    uint64_t other_text_ = OTHER_TEXT; // steps until it is tried on a slot that has come; each text on which it was wrong doubles them
     uint64_t listens_  = 0;     // until this step nothing is drafted: the drafter reads what it missed
     Probe    probe_    = Probe::none;
     Probe    outcome_  = Probe::none; // of the last step: its result is judged by the next choice
@@ -177,7 +179,7 @@ private:
     double   base_seconds_   = 0.0;   // T(n)
     double   last_loss_      = 0.0;   // of the last probe, seconds
     double   lacking_        = 0.0;   // what the account is short of for a probe, seconds
-    Timer    acceptance_timer_{ 16, 8, 256 }, cost_timer_{ 2, 8, 128 }, baseline_timer_{ 8, 8, 512 };
+    Timer    acceptance_timer_{ 16, 8, 512 }, cost_timer_{ 2, 8, 128 }, baseline_timer_{ 8, 8, 512 };
 
     int32_t n_ = 0;    // of the last choice
     Plan    plan_;     // chosen, probes aside

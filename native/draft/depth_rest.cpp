@@ -1,7 +1,5 @@
 #include "draft/depth.h"
 
-#include "draft/resting.h"
-
 #include <algorithm>
 
 namespace pyllm::draft {
@@ -19,7 +17,7 @@ void DepthControl::rest() { resting_ = n_listen_ > 0 && (resting_ || (!on_ && pr
 
 // A slot that comes has the drafter tried anew, soon where it was not wrong lately: company_changed().
 bool DepthControl::skips_prompts() const {
-    return resting_ && acceptance_.poor() && std::min(acceptance_timer_.due, step_ + OTHER_TEXT) > step_ + n_listen_;
+    return resting_ && acceptance_.poor() && std::min(acceptance_timer_.due, step_ + other_text_) > step_ + n_listen_;
 }
 
 bool DepthControl::chose_rest() const {

@@ -19,7 +19,7 @@ namespace pyllm::draft {
 // drafting does, and a draft that is tried from time to time says with these, nearly, what one with all of them would.
 constexpr int32_t RESTING_ROWS = 32;
 
-// Steps until a drafter that was wrong lately is tried on the text of a slot that has come.
+// Steps until a drafter that was wrong lately is tried on the text of a slot that has come; more where it was wrong on several.
 constexpr uint64_t OTHER_TEXT = 64;
 
 // Steps that a drafter reads after a rest before it is tried again. As LISTEN in pyllm/engine/drafting.py.

@@ -73,6 +73,9 @@ def decode(  # noqa: PLR0917 - typer passes options by name
                     "slots": count,
                     "ctx": ctx * count,
                     "kv_types": (type_k, type_v),
+                    # As the server's --cache-ram 0: a conversation that ends is not put aside for later, which takes time. The checkpoints of
+                    # prompts that are asked for again are kept, as the server keeps its own.
+                    "cache_bytes": EngineConfig.model_fields["cache_bytes"].default if decoding else 0,
                 },
             )
             work = Workload(count, prompt_tokens, tokens, rounds, decoding)

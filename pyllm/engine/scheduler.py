@@ -47,6 +47,8 @@ class Scheduler:
         self.n_prompt_tokens = 0
         self.n_generated_tokens = 0
         self.n_shifts = 0
+        self._pieces: dict[int, tuple[bytes, bool]] = {}
+        """Bytes of the tokens that were generated so far, and whether they end a text."""
 
     @property
     def busy(self) -> bool:
@@ -342,17 +344,24 @@ class Scheduler:
             if request.idle_steps > GIVE_UP_AFTER:
                 self.fail(request, InternalError(f"a request made no progress in {GIVE_UP_AFTER} steps", "please report the request and the settings"))
 
+    def _piece(self, token: int) -> tuple[bytes, bool]:
+        found = self._pieces.get(token)
+        if found is None:
+            model = self.core.model
+            found = self._pieces[token] = (model.piece(token), model.is_eog(token))
+        return found
+
     def _hand_out(self, request: Request, ids: list[int]) -> None:
-        model = self.core.model
         new: list[int] = []
         reason: FinishReason | None = None
         for token in ids:
             request.tokens.append(token)
             new.append(token)
-            if model.is_eog(token):
+            piece, ends = self._piece(token)
+            if ends:
                 reason = "stop"
             else:
-                request.text.push(model.piece(token))
+                request.text.push(piece)
                 if request.text.stopped:
                     reason = "stop"
                 elif len(request.tokens) >= request.params.max_tokens:

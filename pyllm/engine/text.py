@@ -27,6 +27,9 @@ class TextStream:
     def _append(self, new: str) -> None:
         if not new or self.stopped:
             return
+        if not self._stop:
+            self.text += new
+            return
         # A stop string can start in what came before, by at most its length less one.
         begin = max(0, len(self.text) - max((len(word) for word in self._stop), default=1) + 1)
         self.text += new

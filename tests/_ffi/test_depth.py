@@ -157,6 +157,23 @@ def test_short_requests_with_a_wrong_drafter(name: str) -> None:
     assert simulation.score.speedup >= 0.98
 
 
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_drafter_that_is_wrong_text_after_text_is_tried_less_and_less(n: int) -> None:
+    """Where its rows have to be read before it is tried; and it comes back within the longest wait."""
+    simulation = Simulation(MACHINES["gpu, block drafter"], DepthControl(n, N_MAX, n_listen=32))
+    tries = []
+    for _ in range(24):
+        before = len(simulation.history)
+        simulation.run([Request(seq, 200, share(0.0)) for seq in range(n)])
+        tries.append(sum(any(depths) for depths in simulation.history[before:]))
+    assert sum(tries[-8:]) <= 4 < sum(tries[:8]), tries
+    for request in endless(n, share(1.0)):
+        simulation.start(request)
+    for _ in range(512 + 64):
+        simulation.step()
+    assert all(simulation.history[-1])
+
+
 @machines
 def test_arrivals_and_departures(machine: Machine) -> None:
     for seed in range(2):

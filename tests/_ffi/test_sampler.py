@@ -47,6 +47,23 @@ def drawn(sampler: Sampler, context: Context, n: int) -> list[int]:
     return [sampler.verify(context, ENTRY)[0] for _ in range(n)]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_best_token_is_that_of_the_whole_list(decoded: Context, llama: Model, seed: int) -> None:
+    """Without anything that moves logits a greedy sampler reads the row once; a bias of nothing has it sort the vocabulary."""
+    rng = np.random.default_rng(seed)
+    row = row_of(decoded)
+    with Sampler(llama, temperature=0.0) as once, Sampler(llama, temperature=0.0, logit_bias={7: 0.0}) as listed:
+        for _ in range(50):
+            row[:] = rng.integers(-3, 3, row.size) if rng.random() < 0.5 else rng.standard_normal(row.size)
+            row[rng.random(row.size) < rng.choice([0.0, 0.5, 0.99])] = -math.inf
+            row[rng.integers(row.size)] = rng.choice([-0.0, 0.0, 3e38, -3e38])
+            expected = int(np.argmax(row))
+            assert drawn(once, decoded, 1) == drawn(listed, decoded, 1) == [expected]
+            row[rng.integers(row.size)] = rng.choice([math.nan, math.inf])
+            with pytest.raises(DecodeError):
+                drawn(once, decoded, 1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -88,11 +88,13 @@ def calls_of_a_step(native: CountingLib, slots: int, *, drafts: bool) -> Counter
             engine.start(number)
         if drafts:
             engine.rest()
-        else:
+        for _ in range(3):
             engine.scheduler.step()
         native.calls.clear()
         engine.scheduler.step()
         found = Counter(native.calls)
+        # Asked once for each token of the vocabulary.
+        del found["pyllm_model_token_to_piece"], found["pyllm_model_token_is_eog"]
         assert engine.rests() == drafts
     return found
 
