@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -302,3 +306,42 @@ def test_taps_that_were_switched_off() -> None:
     rounds.context.enable_nextn(enable=False)
     with pytest.raises(InvalidArgumentError, match="hidden rows were switched off"):
         rounds.prompt(0, prompt_tokens(0, 5))
+
+
+COPIES = """
+import sys
+from pathlib import Path
+from pyllm import models
+from pyllm._ffi import Batch, Context, Drafter, DraftRequest, Model
+
+def memory(name):
+    return next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+
+n = 1500
+target, draft = (models.make(name, family="successor", width=8) for name in ("llama", "llama-dflash"))
+with Model(target) as model, Model(draft) as small, Context(model, n_ctx=2048, n_batch=2048, n_ubatch=2048) as context, Drafter(context) as drafter:
+    drafter.add("draft-dflash", small, n_max=3)
+    with Batch(context) as batch:
+        batch.add(0, 0, [259 + i % 97 for i in range(n)], "last")
+        for _ in range(2):
+            context.remove(0)
+            drafter.truncate(0, 0)
+            context.decode(batch)
+            drafter.process(batch)
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+            before = memory("VmRSS")
+            drafter.draft([DraftRequest(0, 259, n, 3)])
+        assert drafter.stats.n_injected == 2 * n
+        print(memory("VmHWM") - before, 4 * n * model.info.n_embd)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process's memory is reset by Linux")
+def test_rows_are_not_copied_on_their_way() -> None:
+    """A draft for which many rows are injected needs no memory of their size, not even of one of their layers, once there was one before it."""
+    # What is freed goes back to the system at once, so that another copy shows.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", COPIES], env=environment, capture_output=True, text=True, check=True, timeout=120)
+    grown, size = map(int, done.stdout.split())
+    assert size > 2 << 20
+    assert grown < size // 2
