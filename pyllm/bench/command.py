@@ -34,7 +34,7 @@ def decode(  # noqa: PLR0917 - typer passes options by name
     model: Annotated[str | None, typer.Option("-m", "--model", help="A GGUF file; without one a tiny-model recipe of a useful size is made.")] = None,
     draft: Annotated[str | None, typer.Option("-md", "--draft", help="Drafter for the run with speculation.")] = None,
     spec: Annotated[str | None, typer.Option(help="Drafter type for the run with speculation: mtp, dflash, ngram.")] = None,
-    n_max: Annotated[int | None, typer.Option("--n-max", help="Draft depth.")] = None,
+    n_max: Annotated[list[int] | None, typer.Option("--n-max", help="Draft depth, once for each run with speculation.")] = None,
     slots: Annotated[list[int] | None, typer.Option("-np", "--slots", help="Slots, once for each measurement  [default: 1, 8].")] = None,
     ctx: Annotated[int, typer.Option("-c", "--ctx", help="KV cells of one slot.")] = 512,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 32,
@@ -61,8 +61,9 @@ def decode(  # noqa: PLR0917 - typer passes options by name
         model = str(target)
     binary = find_server(server)
     results = []
-    fixed = {"types": spec, "depth_control": False} | ({"n_max": n_max} if n_max else {})
-    for speculation in [None, SpecConfig.of(fixed)] if spec else [None]:
+    fixed = {"types": spec, "depth_control": False}
+    drafting = [SpecConfig.of(fixed | {"n_max": depth}) for depth in n_max] if n_max else [SpecConfig.of(fixed)]
+    for speculation in [None, *drafting] if spec else [None]:
         for count in slots or [1, 8]:
             config = parse(
                 EngineConfig,
@@ -86,7 +87,6 @@ def decode(  # noqa: PLR0917 - typer passes options by name
             "model": model,
             "draft": draft,
             "spec": spec,
-            "n_max": n_max,
             "prompt_tokens": prompt_tokens,
             "tokens": tokens,
             "rounds": rounds,
@@ -95,10 +95,11 @@ def decode(  # noqa: PLR0917 - typer passes options by name
         json.dump(machine() | facts | {"results": [result.to_json() for result in results]}, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    table = Table("speculation", "slots", "engine tok/s", "server tok/s", "engine / server", "ms per step", "accepted", "same tokens")
+    table = Table("speculation", "depth", "slots", "engine tok/s", "server tok/s", "engine / server", "ms per step", "accepted", "same tokens")
     for result in results:
         table.add_row(
             spec if result.speculation and spec else "none",
+            str(result.depth) if result.depth else "",
             str(result.slots),
             f"{result.engine:.1f}",
             f"{result.server:.1f}",

@@ -44,10 +44,11 @@ class Measurement:
     """Generated tokens per second over all slots, prompt included in the time unless only decoding is timed: median, lowest and highest round.
 
     ``ratio`` is the median over rounds of engine over server, each round against its own: the machine's speed drifts by more between
-    rounds than the two sides differ. ``same_tokens`` says whether both sides wrote the same in every round.
+    rounds than the two sides differ. ``same_tokens`` says whether both sides wrote the same in every round; ``depth`` is that of the drafts.
     """
 
     speculation: bool
+    depth: int
     slots: int
     engine: float
     engine_range: tuple[float, float]
@@ -179,6 +180,7 @@ def measure(config: EngineConfig, workload: Workload, binary: Path, progress: Ca
     seconds = sum(workload.slots * workload.max_tokens / rate for rate in engine)
     return Measurement(
         speculation=config.spec is not None,
+        depth=after["draft"]["depth"],
         slots=workload.slots,
         engine=statistics.median(engine),
         engine_range=(min(engine), max(engine)),

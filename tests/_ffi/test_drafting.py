@@ -308,6 +308,17 @@ def test_taps_that_were_switched_off() -> None:
         rounds.prompt(0, prompt_tokens(0, 5))
 
 
+def test_a_full_cache_is_no_matter_where_it_is_shared() -> None:
+    """A drafter that reads the target's cells writes none of its own: it drafts on when other sequences hold all the rest."""
+    target, link = KINDS["shared"]
+    rounds = Rounds(target, link, n_seq=2, n_ctx=128, kv_unified=True)
+    rounds.prompt(0, prompt_tokens(0, 20))
+    rounds.prompt(1, prompt_tokens(1, 2 * 128 - 20))
+    draft = rounds.drafter.draft([DraftRequest(0, rounds.last[0], 20, DEPTH)])[0]
+    assert draft.tokens == link.draft_after(rounds.last[0], DEPTH)
+    assert rounds.drafter.stats.n_failures == 0
+
+
 COPIES = """
 import sys
 from pathlib import Path
