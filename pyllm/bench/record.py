@@ -87,6 +87,46 @@ DEPTH_SOURCES = (
 )
 
 
+#: What `ci/gpu context speculation` leaves beside the runs of depth control, and what decides it.
+DECODE_FILES = ("context-gemma4-q8_0", "context-gemma4-q4_0", "context-qwen35-q8_0", "context-qwen35-q4_0", "dflash-server")
+DECODE_SOURCES = (
+    "native/upstream.lock",
+    "native/fattn",
+    "native/route/default_table.inc",
+    "native/draft",
+    "native/patches/0042-a-graph-for-each-shape.patch",
+    "native/patches/0044-rows-stay-where-they-are.patch",
+    "native/patches/0045-shared-cells-need-no-room.patch",
+    "native/patches/0046-a-mask-of-one-sequence.patch",
+    "pyllm/bench/decode.py",
+    "pyllm/engine/drafting.py",
+    "pyllm/engine/scheduler.py",
+)
+
+
+def decode(results: Path, commit: str) -> dict[str, Any]:
+    """The record of a folder with what ``ci/gpu context speculation`` measured of decoding against the unmodified server, and ``log.txt``."""
+    runs = {name: json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in DECODE_FILES}
+    kept = ("spec", "prompt_tokens", "tokens", "rounds", "decoding", "kv_types", "results")
+    return {
+        **_machine(results),
+        "commit": commit,
+        "commands": ["ci/gpu context speculation"],
+        "sources": list(DECODE_SOURCES),
+        "sources_sha256": digest(DECODE_SOURCES),
+        "results": {name: {key: run[key] for key in kept} for name, run in runs.items()},
+    }
+
+
+def depth_on_gpu(results: Path, commit: str) -> dict[str, Any]:
+    """The record of a folder with ``depth-0.json`` and ``depth-1.json`` of ``ci/gpu speculation``, and ``log.txt``."""
+    runs = [json.loads((results / f"depth-{rate}.json").read_text(encoding="utf-8")) for rate in (0, 1)]
+    machine = _machine(results)
+    made = depth(runs, commit, driver=machine["driver"], cuda=machine["cuda"]) | {"device": machine["device"]}
+    made["commands"].insert(0, "ci/gpu speculation")
+    return made
+
+
 def depth(runs: list[dict[str, Any]], commit: str, *, driver: str = "", cuda: str = "") -> dict[str, Any]:
     """The record of what ``pyllm bench depth --json`` printed, once for each drafter; a CPU has no driver."""
     return {
@@ -168,8 +208,8 @@ def stale(path: Path) -> str:
     return ""
 
 
-if __name__ == "__main__":  # python -m pyllm.bench.record attention|bench FOLDER COMMIT > repro/results/attention-DEVICE.json
-    make = {"attention": attention, "bench": bench}[sys.argv[1]]
+if __name__ == "__main__":  # python -m pyllm.bench.record attention|bench|decode|depth FOLDER COMMIT > repro/results/attention-DEVICE.json
+    make = {"attention": attention, "bench": bench, "decode": decode, "depth": depth_on_gpu}[sys.argv[1]]
     text = json.dumps(make(Path(sys.argv[2]), sys.argv[3]), indent=1)
     # A shape in a line.
     print(re.sub(r"\{\s+\"shape\".*?\n   \}", lambda match: re.sub(r"\s+", " ", match[0]), text, flags=re.DOTALL))
