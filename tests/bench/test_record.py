@@ -63,6 +63,44 @@ def test_memory_was_checked_with_every_instance_that_such_a_device_chooses():
     assert results["instances"] == list(shapes(DEVICES["sm_90"].smem).values())
 
 
+def test_decoding_on_a_gpu_was_faster_than_the_unmodified_server_and_said_the_same():
+    results = json.loads((RESULTS / "bench-decode-h200.json").read_text(encoding="utf-8"))["results"]
+    assert set(results) == set(record.DECODE_FILES)
+    for name, run in results.items():
+        assert [one["depth"] for one in run["results"]] == ([0, 7] if name == "dflash-server" else [0, 3, 10])
+        for one in run["results"]:
+            assert one["same_tokens"]
+            assert one["acceptance"] == (1.0 if one["depth"] else 0.0)
+            assert one["ratio"] >= 1.0, (name, one)
+    assert results["dflash-server"]["results"][1]["ratio"] >= 1.3
+
+
+def test_depth_control_was_never_a_loss_on_a_gpu():
+    good, wrong = json.loads((RESULTS / "bench-depth-h200.json").read_text(encoding="utf-8"))["results"]
+    assert (good["error_rate"], wrong["error_rate"]) == (0.0, 1.0)
+    assert {one["slots"] for one in good["results"]} == {one["slots"] for one in wrong["results"]} == {1, 2, 4, 8, 16}
+    for one in good["results"] + wrong["results"]:
+        assert one["same_tokens"]
+        assert one["ratio"] >= 0.97, one
+    assert good["results"][0]["ratio"] > 1.8
+
+
+def test_the_records_of_decoding_are_of_a_folder(tmp_path):
+    (tmp_path / "log.txt").write_text("Cuda compilation tools, release 13.0, V13.0.88\nNVIDIA H200, 580.1\n")
+    run = {"spec": "mtp", "prompt_tokens": 5, "tokens": 6, "rounds": 7, "decoding": True, "kv_types": ["f16", "f16"], "results": [{"ratio": 1.0}], "model": "a"}
+    for name in record.DECODE_FILES:
+        (tmp_path / f"{name}.json").write_text(json.dumps(run))
+    made = record.decode(tmp_path, "abc")
+    assert (made["device"], made["driver"], made["cuda"], made["commit"]) == ("NVIDIA H200", "580.1", "13.0", "abc")
+    assert "model" not in made["results"]["dflash-server"]
+    for rate in (0, 1):
+        depths = {"device": "a", "cores": "2", "rounds": 3, "tokens": 9, "error_rate": rate, "results": [], "rows": []}
+        (tmp_path / f"depth-{rate}.json").write_text(json.dumps(depths))
+    made = record.depth_on_gpu(tmp_path, "abc")
+    assert made["commands"][0] == "ci/gpu speculation"
+    assert (made["device"], made["driver"], [run["error_rate"] for run in made["results"]]) == ("NVIDIA H200", "580.1", [0, 1])
+
+
 def test_a_record_of_depths_says_how_it_was_made():
     run = {"device": "CPU: a", "cores": "2", "rounds": 3, "tokens": 96, "error_rate": 0.0, "results": [{"slots": 2}], "rows": []}
     made = record.depth([run, run | {"error_rate": 1.0}], "abc")
