@@ -47,8 +47,7 @@ template <typename F> pyllm_status guard(F && body) noexcept {
 
 [[noreturn]] inline void fail_with(pyllm_status status, const std::string & message, const std::string & hint = "") { throw failure(status, message, hint); }
 
-// require(condition, status, message[, hint]) throws unless the condition holds. A macro, so that only a message that is thrown is made: to make those
-// that nobody reads was two percent of a step of eight slots.
+// require(condition, status, message[, hint]) throws unless the condition holds. A macro, so that only a message that is thrown is made: steps check much.
 #define require(condition, ...) ((condition) ? (void) 0 : ::pyllm::fail_with(__VA_ARGS__))
 
 template <typename T> T * not_null(T * pointer, const char * what) {
