@@ -30,7 +30,7 @@ public:
         for (const Row & row : table_->rows_) {
             for (uint32_t i = 0; i < row.count; ++i) {
                 const Condition & condition = table_->conditions_[row.first + i];
-                if (condition.axis == PYLLM_ROUTE_HEAD) {
+                if (lists_heads(condition)) {
                     heads_.insert(heads_.end(), &table_->values_[condition.first], &table_->values_[condition.first] + condition.count);
                 }
             }
@@ -105,11 +105,16 @@ private:
         uint64_t                                    all = 0;
     };
 
+    // What compares head dims otherwise (`head.min`) cannot be answered for "every other head" at once: it stays a test of the key.
+    static bool lists_heads(const Condition & condition) {
+        return condition.axis == PYLLM_ROUTE_HEAD && (condition.op == Operator::in || condition.op == Operator::not_in);
+    }
+
     void add(std::vector<Chunk> & list, const Key & here, int32_t number) const {
         const Row & row = table_->rows_[number];
         for (uint32_t i = 0; i < row.count; ++i) {
             const Condition & condition = table_->conditions_[row.first + i];
-            if ((condition.axis < n_device || condition.axis == PYLLM_ROUTE_HEAD) && !table_->holds(condition, here[condition.axis])) {
+            if ((condition.axis < n_device || lists_heads(condition)) && !table_->holds(condition, here[condition.axis])) {
                 return;
             }
         }
@@ -122,7 +127,7 @@ private:
         chunk.all |= bit;
         for (uint32_t i = 0; i < row.count; ++i) {
             const Condition & condition = table_->conditions_[row.first + i];
-            if (condition.axis < n_device || condition.axis == PYLLM_ROUTE_HEAD) {
+            if (condition.axis < n_device || lists_heads(condition)) {
                 continue;
             }
             const auto same = std::find_if(chunk.tests.begin(), chunk.tests.end(), [&](const auto & test) { return equal(test.first, condition); });

@@ -64,14 +64,15 @@ def test_both_evaluators_agree(seed):
         assert decide_route(codes) == (number, ROWS[number].route, ROWS[number].ncols1, ROWS[number].ncols2)
 
 
+HEADS = [AXES[INDEX["head"]].encode(dims) for dims in ("40/40", "64/64", "128/128", "192/128", "256/256", "512/512", "576/512")]
 NUMBERS = {"n_q": range(20), "n_kv": (1, 63, 64, 65, 4095, 4096, 70000), "gqa": range(1, 9), "sparsity": range(5), "streams": (1, 2, 64, 128)}
 
 
 def random_condition(source):
     """Any operator, with lists of one value and of many, repeated values, and values too large for a set of bits."""
-    name = source.choice([*NUMBERS, "kv"])
-    operator = source.choice(OPERATORS if name != "kv" else OPERATORS[:2])
-    values = [k << 8 | v for k in range(9) for v in range(9)] if name == "kv" else list(NUMBERS[name])
+    name = source.choice([*NUMBERS, "kv", "head"])
+    operator = source.choice({"kv": OPERATORS[:2], "head": OPERATORS[:4]}.get(name, OPERATORS))
+    values = {"kv": [k << 8 | v for k in range(9) for v in range(9)], "head": HEADS}.get(name) or list(NUMBERS[name])
     if operator.endswith("multiple_of"):
         return Condition(name, operator, (source.randint(1, 5),))
     return Condition(name, operator, tuple(source.choices(values, k=source.choice((1, 2, 40)))) if "in" in operator.split("_") else (source.choice(values),))
@@ -95,7 +96,7 @@ def test_both_evaluators_agree_on_any_table(built_in):
         taken += len(rows)
         for _ in range(200):
             codes = random_codes(source)
-            for name, values in NUMBERS.items():
+            for name, values in (NUMBERS | {"head": HEADS}).items():
                 codes[INDEX[name]] = source.choice(values)
             number = first_match((*rows, Row("reference", 0, 0, "")), codes)
             assert decide_route(codes)[0] == number
