@@ -103,7 +103,8 @@ def test_malformed_messages(llm: pyllm.LLM, messages: list[object], match: str) 
 
 def test_openai_shape(llama_path: Path) -> None:
     family = {"family": "successor"}
-    with pyllm.LLM(models.make("llama", **family), draft=models.make("llama-dflash", **family), spec="dflash", ctx=512) as llm:
+    spec = {"types": "dflash", "depth_control": False}
+    with pyllm.LLM(models.make("llama", **family), draft=models.make("llama-dflash", **family), spec=spec, ctx=512) as llm:
         answer = llm.generate("Hello", max_tokens=8, temperature=0).to_openai()
     assert answer["object"] == "text_completion"
     assert answer["choices"][0]["finish_reason"] == "length"
@@ -121,7 +122,8 @@ def test_a_prefix_is_not_computed_again(llm: pyllm.LLM) -> None:
 
 def test_speculation_can_be_left_out_of_one_request(llama_path: Path) -> None:
     family = {"family": "successor"}
-    with pyllm.LLM(models.make("llama", **family), draft=models.make("llama-dflash", **family), spec="dflash", slots=2, ctx=1024) as llm:
+    spec = {"types": "dflash", "depth_control": False}
+    with pyllm.LLM(models.make("llama", **family), draft=models.make("llama-dflash", **family), spec=spec, slots=2, ctx=1024) as llm:
         requests = [llm.submit("Hello", max_tokens=16, temperature=0, speculate=speculate) for speculate in (True, False)]
         with_drafts, without = [request.result() for request in requests]
     assert with_drafts.tokens == without.tokens
