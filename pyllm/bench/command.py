@@ -124,10 +124,11 @@ def depth(  # noqa: PLR0917 - typer passes options by name
     rounds: Annotated[int, typer.Option(help="Rounds on each side; medians are compared.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tokens per second with depth control against no speculation, and what a wider decode costs here."""
+    """Tokens per second with depth control against no speculation, in turns of a fraction of a second, and what a wider decode costs here."""
     from pyllm import models  # noqa: PLC0415 - the native library and the recipes are slow to import
     from pyllm.bench.decode import machine  # noqa: PLC0415
     from pyllm.bench.depth import compare  # noqa: PLC0415
+    from pyllm.bench.turns import TURN  # noqa: PLC0415
 
     if model is None:
         model = str(models.make("llama", family="successor", size="60m", tensor_type="q8_0"))
@@ -136,12 +137,13 @@ def depth(  # noqa: PLR0917 - typer passes options by name
     with Console(stderr=True).status("starting") as status:
         found, costs = compare(config, slots or [1, 2, 4, 8, 16], prompt_tokens=prompt_tokens, tokens=tokens, rounds=rounds, progress=status.update)
     if as_json:
-        facts = {"model": model, "draft": draft, "spec": spec, "error_rate": error_rate, "prompt_tokens": prompt_tokens, "tokens": tokens, "rounds": rounds}
+        facts: dict[str, Any] = {"model": model, "draft": draft, "spec": spec, "error_rate": error_rate, "prompt_tokens": prompt_tokens, "tokens": tokens}
+        facts |= {"rounds": rounds, "turn_seconds": TURN}
         rows = [vars(cost) for cost in costs]
         json.dump(machine() | facts | {"results": [one.to_json() for one in found], "rows": rows}, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    table = Table("requests", "none tok/s", "controlled tok/s", "controlled / none", "range", "accepted", "depth", "probing", "same tokens")
+    table = Table("requests", "none tok/s", "controlled tok/s", "ratio", "range", "accepted", "depth", "probing", "same tokens")
     for one in found:
         low, high = one.ratio_range
         table.add_row(

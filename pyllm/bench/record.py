@@ -81,7 +81,6 @@ DEPTH_SOURCES = (
     "native/draft/depth_cost.cpp",
     "native/draft/depth_rest.cpp",
     "native/draft/micro_batches.cpp",
-    "pyllm/bench/depth.py",
     "pyllm/engine/drafting.py",
     "pyllm/engine/warm_up.py",
 )
@@ -138,7 +137,7 @@ def depth(runs: list[dict[str, Any]], commit: str, *, driver: str = "", cuda: st
         "commands": [_depth_command(run) for run in runs],
         "sources": list(DEPTH_SOURCES),
         "sources_sha256": digest(DEPTH_SOURCES),
-        "results": [{key: run[key] for key in ("error_rate", "results", "rows")} for run in runs],
+        "results": [{key: run[key] for key in ("error_rate", "turn_seconds", "results", "rows")} for run in runs],
     }
 
 

@@ -94,7 +94,7 @@ def test_the_records_of_decoding_are_of_a_folder(tmp_path):
     assert (made["device"], made["driver"], made["cuda"], made["commit"]) == ("NVIDIA H200", "580.1", "13.0", "abc")
     assert "model" not in made["results"]["dflash-server"]
     for rate in (0, 1):
-        depths = {"device": "a", "cores": "2", "rounds": 3, "tokens": 9, "error_rate": rate, "results": [], "rows": []}
+        depths = {"device": "a", "cores": "2", "rounds": 3, "tokens": 9, "error_rate": rate, "turn_seconds": 0.2, "results": [], "rows": []}
         (tmp_path / f"depth-{rate}.json").write_text(json.dumps(depths))
     made = record.depth_on_gpu(tmp_path, "abc")
     assert made["commands"][0] == "ci/gpu speculation"
@@ -102,7 +102,7 @@ def test_the_records_of_decoding_are_of_a_folder(tmp_path):
 
 
 def test_a_record_of_depths_says_how_it_was_made():
-    run = {"device": "CPU: a", "cores": "2", "rounds": 3, "tokens": 96, "error_rate": 0.0, "results": [{"slots": 2}], "rows": []}
+    run = {"device": "CPU: a", "cores": "2", "rounds": 3, "tokens": 96, "error_rate": 0.0, "turn_seconds": 0.2, "results": [{"slots": 2}], "rows": []}
     made = record.depth([run, run | {"error_rate": 1.0}], "abc")
     assert made["commands"][1] == "pyllm bench depth --slots 2 --rounds 3 -n 96 --error-rate 1 --json"
     assert made["sources_sha256"] == record.digest(record.DEPTH_SOURCES)
