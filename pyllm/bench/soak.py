@@ -20,7 +20,7 @@ from pyllm.engine import conversations
 from pyllm.engine.core import Core
 from pyllm.engine.request import Request
 from pyllm.engine.scheduler import Scheduler
-from pyllm.errors import InternalError, PyllmError
+from pyllm.errors import InternalError, PyllmError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -140,6 +140,8 @@ class _Driver:
         self.open: list[Request] = []
         self.aside: list[Checkpoint | Path] = []
         self.paused: list[Checkpoint] = []
+        self.came_back: dict[Request, int] = {}
+        """Generations that go on again, and how many tokens they had then."""
         self.folder = tempfile.TemporaryDirectory(prefix="pyllm-soak-")
         self.result = Soak(seed)
         self.hash = hashlib.sha256()
@@ -235,6 +237,7 @@ class _Driver:
         request = conversations.resumed(self.scheduler, self.paused.pop(0), "soak")
         self.scheduler.add(request)
         self.open.append(request)
+        self.came_back[request] = len(request.tokens)
         return True
 
     def _collect(self) -> None:
@@ -244,9 +247,12 @@ class _Driver:
             if done is None:
                 continue
             self.open.remove(request)
+            had = self.came_back.pop(request, None)
             if isinstance(done, PyllmError):
-                if isinstance(done, InternalError):
+                if isinstance(done, InternalError | StateError):
                     raise done
+                if had == len(request.tokens):
+                    raise InternalError(f"a suspended generation is lost: {done}")
                 self.result.ends[type(done).__name__] += 1
                 continue
             self.result.ends[done.finish_reason] += 1

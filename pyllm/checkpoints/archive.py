@@ -36,8 +36,8 @@ def facts_of(*, model: str, architecture: str, kv_types: tuple[str, str], drafte
     }
 
 
-def write(path: str | os.PathLike[str], checkpoint: Checkpoint, facts: Mapping[str, str]) -> None:
-    """Write a checkpoint: the old file, or the whole new one, is there at any moment.
+def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write a checkpoint with its facts: the old file, or the whole new one, is there at any moment.
 
     Raises:
         LimitError: the disk is full, or the folder cannot be written.
@@ -60,7 +60,7 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint, facts: Mapping[s
         sections[f"mark.{place}.target"] = mark.target
         sections[f"mark.{place}.drafter"] = mark.drafter
     about = {"pyllm": __version__, "n_tokens": str(len(checkpoint.tokens)), "marks": str(len(checkpoint.marks))}
-    write_checkpoint_file(path, dict(facts) | about, sections)
+    write_checkpoint_file(path, checkpoint.facts | about, sections)
 
 
 def read(path: str | os.PathLike[str], facts: Mapping[str, str]) -> Checkpoint:
@@ -71,7 +71,7 @@ def read(path: str | os.PathLike[str], facts: Mapping[str, str]) -> Checkpoint:
         StateError: it is damaged, of a newer format, or of an engine whose facts differ; the message names each.
     """
     with CheckpointFile(path) as file:
-        check(path, facts, file.facts)
+        check(f"`{path}`", facts, file.facts)
         file.verify()
         layout: dict[str, Any] = json.loads(bytes(file.read("layout")))
         tokens = [int(token) for token in np.frombuffer(file.read("tokens"), "<i4")]
@@ -82,11 +82,11 @@ def read(path: str | os.PathLike[str], facts: Mapping[str, str]) -> Checkpoint:
             State(mark["n_tokens"], file.read(f"mark.{place}.target"), file.read(f"mark.{place}.drafter"), mark["first"], partial=True)
             for place, mark in enumerate(layout["marks"])
         ]
-        return Checkpoint(tokens, state, marks, layout["exact"], bytes(file.read("generation")), bytes(file.read("sampler")))
+        return Checkpoint(tokens, state, marks, layout["exact"], bytes(file.read("generation")), bytes(file.read("sampler")), dict(facts))
 
 
-def check(path: str | os.PathLike[str], wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Refuse a file whose binding facts differ.
+def check(what: str, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Refuse a file, or a checkpoint in memory, whose binding facts differ.
 
     Raises:
         StateError: with every fact that differs, and both values.
@@ -94,5 +94,5 @@ def check(path: str | os.PathLike[str], wanted: Mapping[str, str], found: Mappin
     differing = [f"{name} is `{found.get(name, 'not said')}`, here it is `{wanted[name]}`" for name in BINDING if found.get(name) != wanted[name]]
     if differing:
         raise StateError(
-            f"`{path}` does not belong to this engine: {'; '.join(differing)}", "restore it with the model, drafter and KV types that it was saved with"
+            f"{what} does not belong to this engine: {'; '.join(differing)}", "restore it with the model, drafter and KV types that it was saved with"
         )

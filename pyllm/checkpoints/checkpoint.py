@@ -34,7 +34,7 @@ class Checkpoint:
     """A conversation that can go on elsewhere: its tokens, its whole state, and the partial states (``marks``) that let it be cut back.
 
     Only the first ``exact`` tokens are what a fresh computation gives; the rest came about by a context shift. ``generation`` is that of a
-    request which was suspended.
+    request which was suspended. ``facts`` say what it belongs to (``archive.BINDING``); what an engine keeps for itself has none.
     """
 
     tokens: list[int]
@@ -43,6 +43,7 @@ class Checkpoint:
     exact: int = 0
     generation: bytes = b""
     sampler: bytes = b""
+    facts: dict[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

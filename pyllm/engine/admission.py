@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pyllm._ffi import Sampler
 from pyllm._ffi.sampler import RANDOM_SEED
 from pyllm.checkpoints import Checkpoint, CheckpointStore
-from pyllm.errors import InternalError, PyllmError, StateError
+from pyllm.errors import ContextFullError, InternalError, PyllmError, StateError
 from pyllm.slots import Reach, Source, common_prefix
 
 if TYPE_CHECKING:
@@ -33,10 +33,19 @@ class Admission:
         self.takes_marks = core.memory.takes_marks and config.cache_bytes > 0
         self.n_copied = 0
         self.n_restored = 0
+        self.n_failed = 0
+        """Checkpoints that could not be taken: what they would have saved is computed again."""
 
     def follows(self, request: Request, running: Sequence[Request]) -> bool:
-        """Whether a running request is just computing a prefix that this one can copy when it is there."""
-        if self.memory.recurrent or not request.params.cache_prompt or request.resumed is not None:
+        """Whether a request does better to wait for a running one.
+
+        That is just computing a prefix that this one can copy when it is there, or fills the shared cache in which a suspended generation needs its cells.
+        """
+        if request.resumed is not None:
+            # Cells of idle slots can be had; those that running requests share are counted for each of them.
+            held = sum(len(leader.slot.tokens) for leader in running if leader.slot is not None)
+            return self.memory.unified and bool(running) and held + len(request.resumed.tokens) >= self.core.info.n_ctx
+        if self.memory.recurrent or not request.params.cache_prompt:
             return False
         shared = 0
         for leader in running:
@@ -126,10 +135,15 @@ class Admission:
             self.memory.cut(slot, best)
 
     def demote(self, slot: Slot, kept: int) -> None:
-        """A slot is about to lose what follows its first ``kept`` tokens: into the store with it, where that is worth it."""
+        """A slot is about to lose what follows its first ``kept`` tokens: into the store with it, where that is worth it and can be done."""
         if self.store.budget == 0 or slot.sure - kept < MIN_KEPT or self.store.holds(slot.tokens):
             return
-        self.store.put(self.checkpoint(slot), self.store.budget - self.pool.mark_bytes())
+        try:
+            conversation = self.checkpoint(slot)
+        except PyllmError:
+            self.n_failed += 1
+            return
+        self.store.put(conversation, self.store.budget - self.pool.mark_bytes())
 
     def checkpoint(self, slot: Slot) -> Checkpoint:
         """A slot's conversation as it is."""
@@ -139,7 +153,11 @@ class Admission:
         """Take a checkpoint of what cannot be cut back, within the budget: stored conversations make room first, then older marks."""
         if any(mark.n_tokens == len(slot.tokens) for mark in slot.marks):
             return
-        slot.marks.append(self.memory.save(slot, partial=True))
+        try:
+            slot.marks.append(self.memory.save(slot, partial=True))
+        except PyllmError:
+            self.n_failed += 1
+            return
         slot.marks.sort(key=lambda mark: mark.n_tokens)
         self.fit()
 
@@ -161,15 +179,22 @@ class Admission:
         """Load a checkpoint; cached conversations make room in a shared cache, the least recently used first.
 
         Raises:
-            StateError: it does not fit; the slot is empty then.
+            ContextFullError: the cache that all slots share has no room for it; the slot is empty then.
+            StateError: it does not fit; the same.
         """
         while True:
             try:
                 self.memory.load(slot, checkpoint.state, checkpoint.tokens, checkpoint.marks, checkpoint.exact)
             except StateError:  # noqa: PERF203 - the way it says that there is no room
-                oldest = self.pool.oldest()
-                if oldest is None or not self.memory.unified:
+                if not self.memory.unified:
                     raise
+                oldest = self.pool.oldest()
+                if oldest is None:
+                    held = sum(len(other.tokens) for other in self.pool.slots)
+                    raise ContextFullError(
+                        f"the KV cache of {self.core.info.n_ctx} cells holds {held} tokens and has no room for the checkpoint's {len(checkpoint.tokens)}",
+                        "use a larger ctx, or wait for the requests that run",
+                    ) from None
                 self.demote(oldest, 0)
                 self.memory.clear(oldest)
             else:

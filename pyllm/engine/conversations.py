@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from pyllm._ffi import model_fingerprint
 from pyllm.checkpoints import Checkpoint, archive
 from pyllm.config import SamplingParams, parse
 from pyllm.engine.request import Request
+from pyllm.engine.result import TokenLogprob
 from pyllm.errors import InvalidArgumentError, LimitError, StateError
 from pyllm.slots import Reach
 
@@ -43,16 +43,15 @@ def _take(scheduler: Scheduler, seq: int | None, what: str) -> Slot:
     return slot
 
 
-def facts(scheduler: Scheduler) -> dict[str, str]:
-    """What binds a checkpoint of this engine."""
-    core, config = scheduler.core, scheduler.config
-    parts = []
-    if core.drafter is not None:
-        # Drafters that keep nothing of their own bind nothing.
-        kept = [link.type for link in core.drafter.links if link.type.startswith("draft-")]
-        files = [model_fingerprint(model) for model in core.draft_models]
-        parts = [*kept, *files, "/".join(config.draft_kv_types)] if kept else []
-    return archive.facts_of(model=model_fingerprint(core.model), architecture=core.model.info.architecture, kv_types=config.kv_types, drafters=" ".join(parts))
+def _own(scheduler: Scheduler, what: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
+    """A checkpoint, or what a file holds, that belongs to this engine and fits one of its slots."""
+    facts = scheduler.core.facts
+    if isinstance(what, Checkpoint):
+        archive.check("the checkpoint", facts, what.facts)
+    kept = what if isinstance(what, Checkpoint) else archive.read(what, facts)
+    if len(kept.tokens) >= scheduler.core.n_ctx_slot:
+        raise LimitError(f"the checkpoint holds {len(kept.tokens)} tokens, a slot holds {scheduler.core.n_ctx_slot}", "use a larger ctx")
+    return kept
 
 
 def checkpoint(scheduler: Scheduler, seq: int) -> Checkpoint:
@@ -64,20 +63,21 @@ def checkpoint(scheduler: Scheduler, seq: int) -> Checkpoint:
     slot = _idle(scheduler, seq, "saved")
     if not slot.tokens:
         raise InvalidArgumentError(f"slot {seq} is empty", "save a slot that holds a conversation; LLM.slots() lists them")
-    return scheduler.admission.checkpoint(slot)
+    return _stamped(scheduler, slot)
+
+
+def _stamped(scheduler: Scheduler, slot: Slot) -> Checkpoint:
+    return replace(scheduler.admission.checkpoint(slot), facts=scheduler.core.facts)
 
 
 def save(scheduler: Scheduler, what: int | Checkpoint, path: str | os.PathLike[str]) -> None:
-    """Write a slot or a checkpoint to a file."""
-    kept = checkpoint(scheduler, what) if isinstance(what, int) else what
-    archive.write(path, kept, facts(scheduler))
+    """Write a slot or a checkpoint to a file; one of another engine stays that engine's."""
+    archive.write(path, checkpoint(scheduler, what) if isinstance(what, int) else what)
 
 
 def restore(scheduler: Scheduler, what: Checkpoint | str | os.PathLike[str], seq: int | None) -> int:
     """Load a checkpoint or its file into an idle slot and return the slot's number."""
-    kept = what if isinstance(what, Checkpoint) else archive.read(what, facts(scheduler))
-    if len(kept.tokens) >= scheduler.core.n_ctx_slot:
-        raise LimitError(f"the checkpoint holds {len(kept.tokens)} tokens, a slot holds {scheduler.core.n_ctx_slot}", "use a larger ctx")
+    kept = _own(scheduler, what)
     slot = _take(scheduler, seq, "restored")
     scheduler.admission.load(slot, kept)
     scheduler.admission.fit()
@@ -127,8 +127,9 @@ def suspend(scheduler: Scheduler, request: Request) -> Checkpoint:
         "drafted": request.drafted,
         "accepted": request.accepted,
         "steps": request.steps,
+        "logprobs": [asdict(one) for one in request.logprobs],
     }
-    kept = replace(scheduler.admission.checkpoint(slot), generation=json.dumps(generation).encode(), sampler=request.sampler.state())
+    kept = replace(_stamped(scheduler, slot), generation=json.dumps(generation).encode(), sampler=request.sampler.state())
     request.emit([], "suspended")
     scheduler.leave(request)
     return kept
@@ -138,20 +139,30 @@ def resumed(scheduler: Scheduler, what: Checkpoint | str | os.PathLike[str], nam
     """A request that goes on where a suspended one ended.
 
     Raises:
-        StateError: the checkpoint holds no generation, or does not fit.
+        StateError: the checkpoint holds no generation, or belongs to another engine.
+        LimitError: it does not fit a slot.
     """
-    kept = what if isinstance(what, Checkpoint) else archive.read(what, facts(scheduler))
+    kept = _own(scheduler, what)
     if not kept.generation:
         raise StateError("the checkpoint is a conversation without a running generation", "restore it, and send a request")
-    values: dict[str, Any] = json.loads(kept.generation)
-    request = Request(values["prompt"], parse(SamplingParams, values["params"]), name, values["grammar"])
+    try:
+        return _request(scheduler, kept, json.loads(kept.generation), name)
+    except (KeyError, TypeError, ValueError) as failure:
+        raise StateError(f"the suspended generation cannot be read: {failure!r}", "it was not written by this version of pyllm") from failure
+
+
+def _request(scheduler: Scheduler, kept: Checkpoint, values: dict[str, Any], name: str) -> Request:
+    params = parse(SamplingParams, values["params"])
+    if params.slot is not None and params.slot >= len(scheduler.pool.slots):
+        # The engine that it was asked of had more of them.
+        params = params.model_copy(update={"slot": None})
+    request = Request(values["prompt"], params, name, values["grammar"])
     request.resumed = kept
     request.begun = True
     request.pending = values["pending"]
     request.seed = values["seed"]
     request.tokens = values["tokens"]
     request.drafted, request.accepted, request.steps = values["drafted"], values["accepted"], values["steps"]
-    for token in request.tokens:
-        request.text.push(scheduler.core.model.piece(token))
-    request.text.release()
+    logprobs = [TokenLogprob(one["token"], one["logprob"], tuple((token, value) for token, value in one["top"])) for one in values["logprobs"]]
+    request.go_on([scheduler.core.model.piece(token) for token in request.tokens], logprobs)
     return request

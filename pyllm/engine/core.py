@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pyllm._ffi import Batch, Context, Cut, Drafter, Model, allow_cpu_attention, check_route_table, force_route
+from pyllm._ffi import Batch, Context, Cut, Drafter, Model, allow_cpu_attention, check_route_table, force_route, model_fingerprint
+from pyllm.checkpoints import archive
 from pyllm.config import MODEL_TYPES, NGRAM_TYPES, EngineConfig, check_batch
 from pyllm.errors import ConfigError
 from pyllm.slots import Memory
@@ -81,6 +83,7 @@ class Core:
 
     def __init__(self, config: EngineConfig) -> None:
         self._stack = ExitStack()
+        self._config = config
         try:
             self._open(config)
         except BaseException:
@@ -210,6 +213,26 @@ class Core:
         if not self.info.kv_unified or (recurrent and self.info.n_rs_seq > 0):
             return Cut.NEIGHBOURS
         return Cut.EQUAL if recurrent else Cut.ROWS
+
+    @cached_property
+    def facts(self) -> dict[str, str]:
+        """What binds a checkpoint of this engine.
+
+        Raises:
+            ModelFormatError: a model's file is no longer what was loaded, or not there.
+        """
+        drafters: list[str] = []
+        if self.drafter is not None:
+            # Drafters that keep nothing of their own bind nothing.
+            kept = [link.type for link in self.drafter.links if link.type.startswith("draft-")]
+            files = [model_fingerprint(model) for model in self.draft_models]
+            drafters = [*kept, *files, "/".join(self._config.draft_kv_types)] if kept else []
+        return archive.facts_of(
+            model=model_fingerprint(self.model),
+            architecture=self.model.info.architecture,
+            kv_types=self._config.kv_types,
+            drafters=" ".join(drafters),
+        )
 
     def close(self) -> None:
         """Free drafter, contexts and models, in that order."""

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from pyllm.engine.taps import HiddenStates
     from pyllm.slots import SlotInfo
 
-Prompt = str | list[int]
+#: Text, tokens, or the messages of a conversation, which go through the model's chat template.
+Prompt = str | list[int] | list[dict[str, Any]]
 T = TypeVar("T")
 
 
@@ -84,14 +85,16 @@ class LLM:
     def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **overrides: Any) -> Completion | list[Completion]:
         """Continue one prompt, or several at once over the slots.
 
-        A prompt is text or a list of tokens. ``overrides`` are fields of :class:`~pyllm.config.SamplingParams`.
-        Ctrl-C cancels what runs and is raised on.
+        A prompt is text, a list of tokens, or a list of messages (dicts with ``role`` and ``content``), whose last turn then gets a checkpoint in front
+        of it. ``overrides`` are fields of :class:`~pyllm.config.SamplingParams`. Ctrl-C cancels what runs and is raised on.
 
         Raises:
             LimitError: a prompt that does not fit a slot's context.
             ConfigError: an unknown or impossible sampling parameter.
+            NotFoundError: messages, and the model carries no chat template.
+            InvalidArgumentError: malformed messages, or the template refuses them.
         """
-        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
+        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int | dict))
         listed: Sequence[Prompt] = [prompts] if single else prompts  # type: ignore[list-item, assignment]
         requests = [self._request(prompt, params, overrides) for prompt in listed]
         self._worker.submit(*requests)
@@ -104,19 +107,18 @@ class LLM:
         return results[0] if single else results
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any) -> Iterator[Chunk]:
-        """Continue one prompt piece by piece. Leaving the loop early cancels the request."""
+        """Continue one prompt, or answer messages, piece by piece. Leaving the loop early cancels the request."""
         return iter(self.submit(prompt, params, **overrides))
 
     def chat(self, messages: Sequence[dict[str, Any]], params: SamplingParams | None = None, **overrides: Any) -> Completion:
-        """Answer a conversation, through the model's jinja template.
+        """Answer a conversation, through the model's jinja template: ``generate`` of messages. ``stream`` and ``submit`` take messages as well.
 
         Raises:
             NotFoundError: the model carries no chat template.
             InvalidArgumentError: malformed messages, or the template refuses them.
         """
-        tokens = self.apply_template(messages)
-        turn = chat.last_turn(self.model, messages, tokens)
-        return self.generate(tokens, params, **({"turns": (turn,)} if turn else {}), **overrides)
+        tokens, turns = self._conversation(messages)
+        return self.generate(tokens, params, **(turns | overrides))
 
     def apply_template(self, messages: Sequence[dict[str, Any]], **variables: Any) -> list[int]:
         """Tokens of a conversation with the opening of the assistant's turn; ``variables`` go to the template."""
@@ -181,7 +183,7 @@ class LLM:
         self._worker.submit(request)
         return request
 
-    def hidden_states(self, prompt: Prompt, layers: Sequence[int] = (), *, nextn: bool = False) -> HiddenStates:
+    def hidden_states(self, prompt: str | list[int], layers: Sequence[int] = (), *, nextn: bool = False) -> HiddenStates:
         """What drafters are trained on: the input of each of ``layers`` and, with ``nextn``, the rows before the output head, for every token.
 
         Raises:
@@ -191,7 +193,13 @@ class LLM:
         tokens = self._tokens(prompt)
         return self._call(lambda scheduler: taps.hidden_states(scheduler, tokens, layers, nextn=nextn))
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def _conversation(self, messages: Sequence[dict[str, Any]]) -> tuple[list[int], dict[str, Any]]:
+        """Tokens of messages, and where the last of them begins, as a field of the sampling parameters."""
+        tokens = self.apply_template(messages)
+        turn = chat.last_turn(self.model, messages, tokens)
+        return tokens, {"turns": (turn,)} if turn else {}
+
+    def _tokens(self, prompt: str | list[int]) -> list[int]:
         core = self._open()
         tokens = core.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
@@ -210,7 +218,10 @@ class LLM:
         return tokens
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, overrides: dict[str, Any]) -> Request:
-        tokens = self._tokens(prompt)
+        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], dict):
+            prompt, turns = self._conversation(prompt)
+            overrides = turns | overrides
+        tokens = self._tokens(prompt)  # type: ignore[arg-type]
         check_choice(overrides, self.config.spec)
         if params is None or overrides:
             base = params.model_dump(exclude_unset=True) if params is not None else {}
@@ -263,6 +274,7 @@ class LLM:
                     "evicted": admission.store.n_evicted,
                     "copied": admission.n_copied,
                     "restored": admission.n_restored,
+                    "failed": admission.n_failed,
                 },
                 "draft": draft,
                 "attention": [asdict(count) for count in route_counts()],

@@ -92,6 +92,14 @@ class Request:
                 )
             )
 
+    def go_on(self, pieces: list[bytes], logprobs: list[TokenLogprob]) -> None:
+        """What a suspended generation wrote, and its caller has seen."""
+        for piece in pieces:
+            self.text.push(piece)
+        self.text.release()
+        self.logprobs = logprobs
+        self._n_shown = len(logprobs)
+
     def fail(self, failure: PyllmError) -> None:
         """End the request with an error, which ``result()`` and iteration raise."""
         self._put(failure)
@@ -180,20 +188,21 @@ class Request:
             except queue.Empty:
                 await future
                 continue
-            if not isinstance(item, Chunk):
-                self._outcome = item
-            return item
+            return self._taken(item)
 
     def poll(self) -> Completion | PyllmError | None:
         """The outcome if the request has ended, without waiting; chunks are passed over."""
-        while self._outcome is None:
-            try:
-                item = self._chunks.get_nowait()
-            except queue.Empty:
-                break
-            if not isinstance(item, Chunk):
-                self._outcome = item
+        with contextlib.suppress(queue.Empty):
+            while self._outcome is None:
+                self._taken(self._chunks.get_nowait())
         return self._outcome
+
+    def _taken(self, item: Chunk | Completion | PyllmError) -> Chunk | Completion | PyllmError:
+        """The outcome stays in the queue: whoever else waits for this request takes it, too."""
+        if not isinstance(item, Chunk):
+            self._outcome = item
+            self._put(item)
+        return item
 
     def _next(self, deadline: float | None) -> Chunk | Completion | PyllmError:
         while True:
@@ -204,6 +213,4 @@ class Request:
                 if deadline is not None and time.monotonic() >= deadline:
                     raise TimeoutError("the request is not done yet") from None
                 continue
-            if not isinstance(item, Chunk):
-                self._outcome = item
-            return item
+            return self._taken(item)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -93,6 +93,31 @@ def test_chat(llm: pyllm.LLM) -> None:
     assert answer["object"] == "chat.completion"
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": result.text}
     assert answer["usage"]["total_tokens"] == result.usage.prompt_tokens + 8
+
+
+def test_messages_are_a_prompt() -> None:
+    """With the checkpoint before the last turn, in every face."""
+    messages = [{"role": role, "content": text * 20} for role, text in (("user", "Hi "), ("assistant", "Yes "), ("user", "No "))]
+    with pyllm.LLM(models.make("gemma4"), slots=2, ctx=4096, threads=1) as llm:
+
+        def marks(slot: int) -> tuple[int, ...]:
+            found = llm.slots()[slot].marks
+            llm.erase(slot)
+            return found
+
+        params: dict[str, Any] = {"max_tokens": 6, "temperature": 0}
+        result = llm.chat(messages, **params)
+        expected = result.tokens, marks(result.slot)
+        assert expected[1]
+        result = llm.submit(messages, **params).result()
+        assert (result.tokens, marks(result.slot)) == expected
+        result, other = llm.generate([messages, messages[:1]], **params)
+        assert (result.tokens, marks(result.slot)) == expected
+        assert other.usage.prompt_tokens < result.usage.prompt_tokens
+        assert [token for chunk in llm.stream(messages, **params) for token in chunk.tokens] == list(expected[0])
+        # Turns that the caller names are the caller's.
+        llm.erase(0)
+        assert marks(llm.chat(messages, turns=(64,), slot=0, cache_prompt=False, **params).slot) == (64,)
 
 
 @pytest.mark.parametrize(("messages", "match"), [([], "no messages"), ([{"content": "x"}], "message 0"), (["hi"], "message 0")])
