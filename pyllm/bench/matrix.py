@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 COMMAND = "pytest -m slow tests/engine/test_matrix.py::test_everything -o junit_family=xunit1 --junit-xml=FILE"
 #: What a combination's name begins with, in this order.
 AXES = ("pair", "slots", "kv_type", "unified", "shift", "program")
-COUNTS = ("count", "near_ties", "drafted", "accepted", "restored_drafted", "restored_accepted")
+#: Answers of the random family, those of the successor family, and the combinations that verified by rejection sampling.
+COUNTS = ("count", "near_ties", "drafted", "accepted", "known_count", "known_drafted", "known_accepted", "restored_drafted", "restored_accepted", "rejection")
 
 
 def _case(name: str) -> tuple[object, ...]:
