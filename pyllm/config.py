@@ -88,7 +88,7 @@ class SpecConfig(Settings):
     most that a slot drafts: how many pay is measured while it runs, and may be none. ``ctx`` is the drafter's context in tokens per slot, 0 for the
     target's; a shorter one sees the recent past only. ``gpu_layers`` and ``devices`` place the draft model, by default as the target.
     ``verification`` at a temperature: ``exact`` draws as without speculation and keeps drafts that are drawn, with the same text for the same
-    seed; ``rejection`` samples the drafts too and accepts with min(1, p/q), the same distribution with more accepted.
+    seed; ``rejection`` samples the drafts too and accepts with min(1, p/q), the same distribution, as a rule with more accepted.
     """
 
     types: tuple[SpecType, ...] = Field(min_length=1)

@@ -12,7 +12,9 @@
 #include <memory>
 #include <random>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 namespace pyllm::state {
@@ -125,8 +127,21 @@ replacement::~replacement() {
 }
 
 void replacement::fail(const char * what, int error) const {
-    throw failure(error == ENOENT || error == ENOTDIR ? PYLLM_NOT_FOUND : PYLLM_LIMIT, "`" + path + "` cannot be " + what + ": " + std::strerror(error),
-                  way_out(error));
+    throw failure(error == ENOENT || error == ENOTDIR ? PYLLM_NOT_FOUND : PYLLM_LIMIT,
+                  "`" + path + "` cannot be " + what + ": " + std::strerror(error) + limit(error), way_out(error));
+}
+
+// How far it came, and how much there may be.
+std::string replacement::limit(int error) const {
+    struct rlimit  size;
+    struct statvfs disk;
+    if (error == EFBIG && ::getrlimit(RLIMIT_FSIZE, &size) == 0 && size.rlim_cur != RLIM_INFINITY) {
+        return " behind byte " + std::to_string(n_written) + ", the limit is " + std::to_string((uint64_t) size.rlim_cur);
+    }
+    if (error == ENOSPC && fd >= 0 && ::fstatvfs(fd, &disk) == 0) {
+        return " behind byte " + std::to_string(n_written) + ", " + std::to_string((uint64_t) disk.f_bavail * disk.f_frsize) + " bytes are free";
+    }
+    return "";
 }
 
 void replacement::create() {
@@ -193,6 +208,7 @@ void replacement::write(const void * data, size_t size) {
         }
         at += n;
         size -= (size_t) n;
+        n_written += (uint64_t) n;
     }
 }
 

@@ -37,6 +37,7 @@ private:
     void create();
     void remove_stale() const;
     [[noreturn]] void fail(const char * what, int error) const;
+    std::string limit(int error) const;
 
     no_size_signal signal;
     std::string    path;      // as the caller gave it, for messages
@@ -44,6 +45,7 @@ private:
     std::string    folder;
     std::string    temporary; // empty when there is none
     int            fd = -1;
+    uint64_t       n_written = 0;
 };
 
 } // namespace pyllm::state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os  # noqa: TC003 - named in a signature that tools resolve
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -94,7 +95,7 @@ class LLM:
             NotFoundError: messages, and the model carries no chat template.
             InvalidArgumentError: malformed messages, or the template refuses them.
         """
-        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int | dict))
+        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], Integral | dict))
         listed: Sequence[Prompt] = [prompts] if single else prompts  # type: ignore[list-item, assignment]
         requests = [self._request(prompt, params, overrides) for prompt in listed]
         self._worker.submit(*requests)
@@ -201,7 +202,7 @@ class LLM:
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         core = self._open()
-        tokens = core.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        tokens = core.model.tokenize(prompt) if isinstance(prompt, str) else [int(token) if isinstance(token, Integral) else token for token in prompt]
         if not tokens:
             raise InvalidArgumentError("the prompt has no tokens", "give at least one")
         n_vocab = core.model.info.n_vocab

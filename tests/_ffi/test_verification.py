@@ -113,6 +113,7 @@ class Target:
 
 PLAIN = Target({})
 TARGETS = {
+    "plain": PLAIN,
     "cold": Target({"temperature": 0.5}),
     "hot": Target({"temperature": 1.5}),
     "top-k": Target({"top_k": 3}),
@@ -198,43 +199,62 @@ def chi_square(pairs: Counter[tuple[int, int]], joint: np.ndarray) -> float:
     return float(((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / (2 / (9 * freedom)) ** 0.5)
 
 
-DRAWS = 100_000  # tokens: two of each generation
+DRAWS = 100_000  # pairs of tokens in the slow suite
+FEW = DRAWS // 2
 SIGMAS = 4.9  # 1 in 2,000,000; the seeds are fixed
 
+CASES = [
+    ("plain", "plain", "near"),
+    ("plain", "exact", "near"),
+    ("plain", "rejection", "near"),
+    ("cold", "rejection", "near"),
+    ("hot", "rejection", "far"),
+    ("hot", "rejection", "certain"),
+    ("top-k", "plain", "near"),
+    ("top-k", "exact", "outside"),
+    ("top-k", "rejection", "outside"),
+    ("top-p", "rejection", "far"),
+    ("min-p", "rejection", "outside"),
+    ("penalty", "plain", "near"),
+    ("penalty", "exact", "near"),
+    ("penalty", "rejection", "far"),
+    ("grammar", "plain", "near"),
+    ("grammar", "exact", "far"),
+    ("grammar", "rejection", "far"),
+]
+QUICK = [
+    ("plain", "plain", "near"),
+    ("plain", "exact", "near"),
+    ("plain", "rejection", "near"),
+    ("top-k", "rejection", "outside"),
+    ("top-p", "rejection", "far"),
+    ("penalty", "exact", "near"),
+    ("penalty", "rejection", "far"),
+    ("grammar", "exact", "far"),
+    ("grammar", "rejection", "far"),
+]
 
-@pytest.mark.parametrize("mode", ["plain", "exact", "rejection"])
-def test_joint_distribution_without_truncation(llama: Model, rows: Rows, mode: str) -> None:
-    pairs, _ = draw_pairs(rows, llama, PLAIN, mode=mode, kind="near", n=DRAWS // 2)
-    assert chi_square(pairs, PLAIN.joint(rows)) < SIGMAS
+
+def check_joint_distribution(llama: Model, rows: Rows, case: tuple[str, str, str], n: int) -> None:
+    name, mode, kind = case
+    pairs, _ = draw_pairs(rows, llama, TARGETS[name], mode=mode, kind=kind, n=n)
+    assert sum(pairs.values()) == n
+    assert chi_square(pairs, TARGETS[name].joint(rows)) < SIGMAS
 
 
-@pytest.mark.parametrize(
-    ("name", "mode", "kind"),
-    [
-        pytest.param("cold", "rejection", "near", marks=pytest.mark.slow),
-        pytest.param("hot", "rejection", "far", marks=pytest.mark.slow),
-        pytest.param("hot", "rejection", "certain", marks=pytest.mark.slow),
-        pytest.param("top-k", "plain", "near", marks=pytest.mark.slow),
-        pytest.param("top-k", "exact", "outside", marks=pytest.mark.slow),
-        ("top-k", "rejection", "outside"),
-        ("top-p", "rejection", "far"),
-        pytest.param("min-p", "rejection", "outside", marks=pytest.mark.slow),
-        pytest.param("penalty", "plain", "near", marks=pytest.mark.slow),
-        ("penalty", "exact", "near"),
-        ("penalty", "rejection", "far"),
-        pytest.param("grammar", "plain", "near", marks=pytest.mark.slow),
-        ("grammar", "exact", "far"),
-        ("grammar", "rejection", "far"),
-    ],
-)
-def test_joint_distribution(llama: Model, rows: Rows, name: str, mode: str, kind: str) -> None:
-    target = TARGETS[name]
-    pairs, _ = draw_pairs(rows, llama, target, mode=mode, kind=kind, n=DRAWS // 2)
-    assert chi_square(pairs, target.joint(rows)) < SIGMAS
+@pytest.mark.parametrize("case", QUICK, ids="-".join)
+def test_joint_distribution(llama: Model, rows: Rows, case: tuple[str, str, str]) -> None:
+    check_joint_distribution(llama, rows, case, FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_joint_distribution_of_many(llama: Model, rows: Rows, case: tuple[str, str, str]) -> None:
+    check_joint_distribution(llama, rows, case, DRAWS)
 
 
 def test_the_statistic_tells_distributions_apart(llama: Model, rows: Rows) -> None:
-    pairs, _ = draw_pairs(rows, llama, PLAIN, mode="plain", kind="near", n=DRAWS // 2)
+    pairs, _ = draw_pairs(rows, llama, PLAIN, mode="plain", kind="near", n=FEW)
     assert chi_square(pairs, Target({"temperature": 1.05}).joint(rows)) > SIGMAS
     assert chi_square(pairs, Target({"temperature": 1.0, "min_p": 0.0, "repeat_penalty": 1.3}, prompt=(301,)).joint(rows)) > SIGMAS
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +13,11 @@ import pyllm
 from pyllm import models
 from pyllm.errors import InvalidArgumentError, LimitError, NotFoundError, PyllmError, StateError
 from tests.conftest import prompt_tokens
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyllm.checkpoints import Checkpoint
 
 GREEDY: dict[str, Any] = {"max_tokens": 24, "temperature": 0}
 KINDS = [
@@ -30,7 +33,9 @@ KINDS = [
 def engine(target: str, draft: str | None, kind: str | None, family: dict[str, Any] | None = None, **settings: Any) -> pyllm.LLM:
     spec = None if kind is None else {"types": kind, "n_max": 3, "depth_control": False}
     files = family or {}
-    return pyllm.LLM(models.make(target, **files), draft=models.make(draft, **files) if draft else None, spec=spec, **({"slots": 2, "ctx": 1024} | settings))
+    return pyllm.LLM(
+        models.make(target, **files), draft=models.make(draft, **files) if draft else None, spec=spec, **({"slots": 2, "ctx": 1024, "threads": 1} | settings)
+    )
 
 
 @pytest.mark.parametrize("error_rate", [0.25, None])
@@ -140,6 +145,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="module")
+def kept() -> Checkpoint:
+    """The same in memory."""
+    with engine("llama", "llama-dflash", "dflash") as llm:
+        return llm.checkpoint(llm.generate(prompt_tokens(0, 60), **GREEDY).slot)
+
+
 OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"target": "llama", "draft": "llama-dflash", "kind": "dflash", "kv_types": "q8_0"}, "kv_types is `f16/f16`, here it is `q8_0/q8_0`"),
     ({"target": "llama", "draft": None, "kind": None}, "drafters is"),
@@ -149,11 +161,14 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("other", "says"), OTHERS)
-def test_another_engine_refuses_it_and_works_on(saved: Path, other: dict[str, Any], says: str) -> None:
+def test_another_engine_refuses_it_and_works_on(saved: Path, kept: Checkpoint, other: dict[str, Any], says: str, tmp_path: Path) -> None:
+    """The file, what is in memory, and the file that this engine writes of that: it stays what it was."""
     with engine(**other) as llm:
         before = llm.generate(prompt_tokens(1, 30), **GREEDY)
-        with pytest.raises(StateError, match=says):
-            llm.restore(saved)
+        llm.save(kept, tmp_path / "theirs")
+        for what in (saved, kept, tmp_path / "theirs"):
+            with pytest.raises(StateError, match=says):
+                llm.restore(what)
         assert llm.generate(prompt_tokens(1, 30), cache_prompt=False, **GREEDY).tokens == before.tokens
         llm.check_integrity()
 
@@ -178,6 +193,24 @@ def test_a_damaged_file_leaves_the_slot_as_it_was(saved: Path, tmp_path: Path) -
         assert (again.tokens, again.usage.cached_tokens) == (result.tokens, 29)
 
 
+def test_a_newer_format_leaves_the_slot_as_it_was(saved: Path, tmp_path: Path) -> None:
+    """Refused with its number, also where everything behind it is as it is today."""
+    data = bytearray(saved.read_bytes())
+    data[8] = 7
+    file = tmp_path / "newer.pyllm"
+    file.write_bytes(data)
+    with engine("llama", "llama-dflash", "dflash", threads=1) as llm:
+        result = llm.generate(prompt_tokens(1, 30), **GREEDY)
+        for use in (lambda: llm.restore(file, result.slot), lambda: llm.restore(file), lambda: llm.resume(file)):
+            with pytest.raises(StateError, match="it has format 7, this build reads up to 1") as caught:
+                use()
+            assert caught.value.hint == "read it with the version of pyllm that wrote it, or a later one"
+        assert [info.n_tokens for info in llm.slots()] == [30 + 23 if info.seq == result.slot else 0 for info in llm.slots()]
+        again = llm.generate(prompt_tokens(1, 30), **GREEDY)
+        assert (again.tokens, again.usage.cached_tokens) == (result.tokens, 29)
+        llm.check_integrity()
+
+
 def test_what_cannot_be_saved_or_restored(tmp_path: Path, saved: Path) -> None:
     with engine("llama", "llama-dflash", "dflash") as llm:
         with pytest.raises(InvalidArgumentError, match="slot 0 is empty"):
@@ -191,6 +224,9 @@ def test_what_cannot_be_saved_or_restored(tmp_path: Path, saved: Path) -> None:
         slot = llm.generate(prompt_tokens(0, 20), **GREEDY).slot
         with pytest.raises(PyllmError):
             llm.save(slot, tmp_path / "no folder" / "x")
+        with pytest.raises(InvalidArgumentError, match="`/dev/full` is there and is no regular file") as caught:
+            llm.save(slot, "/dev/full")
+        assert caught.value.hint == "give the path of a file"
         request = llm.submit(prompt_tokens(0, 20), **GREEDY)
         request.result()
         with pytest.raises(InvalidArgumentError, match="not generating"):
@@ -199,17 +235,6 @@ def test_what_cannot_be_saved_or_restored(tmp_path: Path, saved: Path) -> None:
         llm.save(llm.generate(prompt_tokens(0, 300), **GREEDY).slot, tmp_path / "long")
     with engine("llama", "llama-dflash", "dflash", slots=2, ctx=512) as llm, pytest.raises(LimitError, match="holds 323 tokens, a slot holds 256"):
         llm.restore(tmp_path / "long")
-
-
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/dev/full").exists(), reason="there is no /dev/full to be full")
-def test_a_full_disk_says_so(tmp_path: Path) -> None:
-    with engine("llama", None, None) as llm:
-        slot = llm.generate(prompt_tokens(0, 20), **GREEDY).slot
-        with pytest.raises(PyllmError) as caught:
-            llm.save(slot, "/dev/full")
-        assert caught.value.hint
-        assert llm.generate(prompt_tokens(0, 20), **GREEDY).tokens
-        llm.save(slot, tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("target", "draft", "kind"), KINDS[:5])

@@ -10,6 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 import pyllm
@@ -134,6 +135,15 @@ def test_openai_shape(llama_path: Path) -> None:
     assert answer["object"] == "text_completion"
     assert answer["choices"][0]["finish_reason"] == "length"
     assert answer["timings"]["draft_n"] >= answer["timings"]["draft_n_accepted"] > 0
+
+
+def test_numbers_of_numpy_are_tokens(llm: pyllm.LLM) -> None:
+    prompt = prompt_tokens(0, 20)
+    expected = llm.generate(prompt, max_tokens=4, temperature=0).tokens
+    assert llm.generate(list(np.array(prompt)), max_tokens=4, temperature=0).tokens == expected
+    for wrong in (np.int64(512), np.float32(3), 3.0, None):
+        with pytest.raises(InvalidArgumentError, match="at place 1 is not in"):
+            llm.generate([1, wrong], max_tokens=4)
 
 
 def test_a_prefix_is_not_computed_again(llm: pyllm.LLM) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -29,9 +30,9 @@ def dense(seed: int = 0, error_rate: float = 0.3) -> list[object]:
 
 
 @contextmanager
-def serve(folder: Path, *flags: object) -> Iterator[ServerClient]:
+def serve(folder: Path, *flags: object, binary: Path | None = None) -> Iterator[ServerClient]:
     words = [str(flag) for flag in (*flags, "-b", 256, "-ub", 64, "--slot-save-path", folder)]
-    with ServerProcess(find_server(), words) as process, ServerClient(process.url) as client:
+    with ServerProcess(binary or find_server(), words) as process, ServerClient(process.url) as client:
         yield client
 
 
@@ -95,6 +96,9 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(data)
     elif how == "foreign":
         path.write_bytes(b"ggsq" + bytes(400))
+    elif how == "newer":
+        data[8] = 7
+        path.write_bytes(data)
     else:
         path.write_bytes(b"")
 
@@ -120,7 +124,9 @@ def refused(client: ServerClient, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "says"), [("cut", "bytes"), ("flipped", "damaged"), ("foreign", "checkpoint"), ("empty", "bytes")], ids=lambda value: value.split()[0]
+    ("how", "says"),
+    [("cut", "bytes"), ("flipped", "damaged"), ("foreign", "checkpoint"), ("newer", "it has format 7, this build reads up to 1"), ("empty", "bytes")],
+    ids=lambda value: value.split()[0],
 )
 def test_damaged_files(tmp_path, saved, how, says):
     (tmp_path / "one").write_bytes(saved)
@@ -163,3 +169,33 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         assert not caught.value.defect
         assert "gone" in caught.value.message
         assert client.completion(prompt_tokens(4, 30), n=5, slot=0).tokens == answer.tokens
+
+
+def test_over_the_limit_on_file_sizes(tmp_path, saved):
+    """The signal that comes with it ends a process at its default, which a server's is."""
+    folder, binary = tmp_path / "slots", tmp_path / "limited-server"
+    folder.mkdir()
+    blocks = -(-len(saved) // 512)  # what `saved` needs, and less than a longer conversation does
+    binary.write_text(f'#!/bin/sh\nulimit -f {blocks}\nexec "{find_server()}" "$@"\n')
+    binary.chmod(0o755)
+    with serve(folder, *dense(), "-np", 2, "-c", 1024, "-t", 1, "-tb", 1, binary=binary) as client:
+        more, stayed = conversation(client, folder)
+        assert (folder / "one").read_bytes() == saved
+        with pytest.raises(RefusedError) as caught:
+            client.save_slot(0, "one")
+        assert not caught.value.defect
+        message = caught.value.message
+        assert re.search(
+            rf"one` cannot be written: File too large behind byte \d+, the limit is {512 * blocks}: raise the limit on file sizes \(ulimit -f\)", message
+        )
+        assert (folder / "one").read_bytes() == saved
+        assert [entry.name for entry in folder.iterdir()] == ["one"]
+        known = [*more, *stayed.tokens, *prompt_tokens(7, 8)[1:]]
+        after = client.completion(known, n=20, slot=0)
+        assert after.cached_tokens == len(more) + 29
+        assert client.completion(known, n=20, slot=1, cache=False).tokens == after.tokens
+        client.restore_slot(0, "one")
+        assert drafts(client.completion(more, n=30, slot=0)) == drafts(stayed)
+        client.restore_slot(0, "one")
+        client.save_slot(0, "two")
+    assert sorted(entry.name for entry in folder.iterdir()) == ["one", "two"]
