@@ -85,6 +85,32 @@ def test_depth_control_was_never_a_loss_on_a_gpu():
     assert good["results"][0]["ratio"] > 1.8
 
 
+def test_depth_control_was_never_a_loss_on_a_cpu():
+    """Of several runs with as many requests the last has the most rounds."""
+    runs = json.loads((RESULTS / "bench-depth-cpu.json").read_text(encoding="utf-8"))["results"]
+    ratios = {(run["error_rate"], one["slots"]): one["ratio"] for run in runs for one in run["results"]}
+    assert set(ratios) == {(rate, slots) for rate in (0.0, 1.0) for slots in (1, 2, 4, 8, 16)}
+    assert min(ratios.values()) >= 0.97, ratios
+    assert all(one["same_tokens"] for run in runs for one in run["results"])
+    assert all(run["rows"][0]["over_one"] == 1.0 for run in runs)
+
+
+def test_all_combinations_were_played_without_a_violation():
+    found = json.loads((RESULTS / "matrix-cpu.json").read_text(encoding="utf-8"))
+    assert found["violations"] == {}
+    assert found["combinations"] >= 1500
+    assert min(found["count"], found["accepted"], found["restored_accepted"]) > 1000
+
+
+def test_the_soak_was_whole_and_its_memory_flat():
+    found = json.loads((RESULTS / "soak-cpu.json").read_text(encoding="utf-8"))
+    assert sum(one["cycles"] for one in found["results"].values()) == found["cycles"] >= 200_000
+    for one in found["results"].values():
+        assert one["growth"] <= 0.02
+        assert min(one["shifts"] + one["evicted"], one["copied"] + one["restored"], one["tokens"]) > 0
+        assert not set(one["ends"]) & {"InternalError"}
+
+
 def test_the_records_of_decoding_are_of_a_folder(tmp_path):
     (tmp_path / "log.txt").write_text("Cuda compilation tools, release 13.0, V13.0.88\nNVIDIA H200, 580.1\n")
     run = {"spec": "mtp", "prompt_tokens": 5, "tokens": 6, "rounds": 7, "decoding": True, "kv_types": ["f16", "f16"], "results": [{"ratio": 1.0}], "model": "a"}
