@@ -67,9 +67,12 @@ def compare(
             same = True
             for number in range(rounds):
                 progress(f"{count} requests, round {number + 1} of {rounds}")
-                without, controlled = seconds_in_turn((plain, drafting), prompts(work, n_vocab, number), tokens)
-                pairs.append((count * tokens / without, count * tokens / controlled))
-                same = same and plain.ask("tokens") == drafting.ask("tokens")
+                # Who goes first alternates.
+                order = (plain, drafting) if number % 2 == 0 else (drafting, plain)
+                seconds = dict(zip(order, seconds_in_turn(order, prompts(work, n_vocab, number), tokens), strict=True))
+                pairs.append((count * tokens / seconds[plain], count * tokens / seconds[drafting]))
+                texts = [engine.ask("tokens") for engine in order]
+                same = same and texts[0] == texts[1]
             after = drafting.ask("drafting")
             drafted = after["drafted"] - before["drafted"]
             accepted = after["accepted"] - before["accepted"]

@@ -287,6 +287,8 @@ class _Driver:
             self._collect()
         if self.open or self.scheduler.busy:
             raise InternalError(f"{len(self.open)} requests never ended")
+        if self.scheduler.admission.n_failed:
+            raise InternalError(f"{self.scheduler.admission.n_failed} checkpoints could not be taken")
 
     def close(self) -> None:
         """Free the engine and its files."""

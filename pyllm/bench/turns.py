@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
 from typing import TYPE_CHECKING, Any
@@ -93,13 +94,14 @@ class Engine:
             PyllmError: what the call raised.
             InternalError: the process has ended.
         """
-        self._pipe.send((method, arguments))
+        with contextlib.suppress(OSError):  # the answer says that nobody listens
+            self._pipe.send((method, arguments))
         return self._answer()
 
     def _answer(self) -> Any:
         try:
             value, failure = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join()
             raise InternalError(f"an engine's process ended with {self._process.exitcode}", "its last words stand above") from None
         if failure is not None:
@@ -124,23 +126,21 @@ def _live(config: EngineConfig, pipe: Connection) -> None:
         return
     player = Player(scheduler)
     answer: tuple[Any, Exception | None] = (None, None)
-    while True:
-        pipe.send(answer)
-        try:
+    with contextlib.suppress(EOFError, OSError):  # nobody asks any more
+        while True:
+            pipe.send(answer)
             method, arguments = pipe.recv()
-        except EOFError:
-            break
-        try:
-            answer = (getattr(player, method)(*arguments) if isinstance(method, str) else method(scheduler, *arguments), None)
-        except Exception as failure:  # noqa: BLE001 - it belongs to whoever asked
-            answer = (None, failure)
+            try:
+                answer = (getattr(player, method)(*arguments) if isinstance(method, str) else method(scheduler, *arguments), None)
+            except Exception as failure:  # noqa: BLE001 - it belongs to whoever asked
+                answer = (None, failure)
     core.close()
 
 
 def seconds_in_turn(engines: Sequence[Engine], prompts: Sequence[list[int]], max_tokens: int) -> list[float]:
     """The same requests in each engine, turn by turn: the seconds that each computed until its last request ended, prompts included.
 
-    Whatever slows the machine down for longer than a turn slows all of them down alike.
+    While all of them have something to do, whatever slows the machine down for longer than a turn slows all of them down alike.
     """
     for engine in engines:
         engine.ask("begin", prompts, max_tokens)

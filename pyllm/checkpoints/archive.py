@@ -41,7 +41,11 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
 
     Raises:
         LimitError: the disk is full, or the folder cannot be written.
+        StateError: it does not say what it belongs to, and no engine would take it back.
     """
+    missing = [name for name in BINDING if name not in checkpoint.facts]
+    if missing:
+        raise StateError(f"the checkpoint does not say its {', '.join(missing)}", "save one that LLM.checkpoint or LLM.suspend has made")
     layout = {
         "n_tokens": len(checkpoint.tokens),
         "first": checkpoint.state.first,

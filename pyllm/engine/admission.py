@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pyllm._ffi import Sampler
 from pyllm._ffi.sampler import RANDOM_SEED
 from pyllm.checkpoints import Checkpoint, CheckpointStore
+from pyllm.engine.line import overdue
 from pyllm.errors import ContextFullError, InternalError, PyllmError, StateError
 from pyllm.slots import Reach, Source, common_prefix
 
@@ -35,16 +36,21 @@ class Admission:
         self.n_restored = 0
         self.n_failed = 0
         """Checkpoints that could not be taken: what they would have saved is computed again."""
+        self._first: Request | None = None
+        """A suspended generation that waits for room."""
 
     def follows(self, request: Request, running: Sequence[Request]) -> bool:
         """Whether a request does better to wait for a running one.
 
         That is just computing a prefix that this one can copy when it is there, or fills the shared cache in which a suspended generation needs its cells.
         """
+        if self._behind(request):
+            return True
         if request.resumed is not None:
-            # Cells of idle slots can be had; those that running requests share are counted for each of them.
-            held = sum(len(leader.slot.tokens) for leader in running if leader.slot is not None)
-            return self.memory.unified and bool(running) and held + len(request.resumed.tokens) >= self.core.info.n_ctx
+            if not self._lacks_room(request, running):
+                return False
+            self._first = request
+            return True
         if self.memory.recurrent or not request.params.cache_prompt:
             return False
         shared = 0
@@ -58,6 +64,28 @@ class Admission:
             return False
         there = max(common_prefix(slot.tokens, request.prompt) for slot in self.pool.slots)
         return shared - there >= MIN_KEPT
+
+    def _behind(self, request: Request) -> bool:
+        """Whether another request waits for room that this one would take, and is as urgent."""
+        first = self._first
+        if first is None or first is request:
+            return False
+        if first.resumed is None or first.cancelled or overdue(first):
+            self._first = None
+            return False
+        return request.params.priority <= first.params.priority
+
+    def _lacks_room(self, request: Request, running: Sequence[Request]) -> bool:
+        """Whether running requests may come to need cells of a shared cache that a suspended generation would have to itself; alone it always fits."""
+        if not self.memory.unified or not running or request.resumed is None:
+            return False
+        # Cells of idle slots can be had; those that running requests share are counted for each of them.
+        taken = sum(self._most(leader, len(leader.slot.tokens)) for leader in running if leader.slot is not None)
+        return taken + self._most(request, len(request.resumed.tokens)) > int(self.core.info.n_ctx)
+
+    def _most(self, request: Request, held: int) -> int:
+        """Cells that a request takes at its end."""
+        return min(int(self.core.n_ctx_slot), held + len(request.pending) + request.params.max_tokens - len(request.tokens))
 
     def start(self, request: Request, slot: Slot) -> None:
         """Put a request into its slot.
@@ -140,6 +168,8 @@ class Admission:
             return
         try:
             conversation = self.checkpoint(slot)
+        except InternalError:
+            raise
         except PyllmError:
             self.n_failed += 1
             return
@@ -155,6 +185,8 @@ class Admission:
             return
         try:
             slot.marks.append(self.memory.save(slot, partial=True))
+        except InternalError:
+            raise
         except PyllmError:
             self.n_failed += 1
             return
@@ -185,16 +217,16 @@ class Admission:
         while True:
             try:
                 self.memory.load(slot, checkpoint.state, checkpoint.tokens, checkpoint.marks, checkpoint.exact)
-            except StateError:  # noqa: PERF203 - the way it says that there is no room
-                if not self.memory.unified:
+            except StateError as failure:  # noqa: PERF203 - the way it says that there is no room
+                held = sum(len(other.tokens) for other in self.pool.slots)
+                if not self.memory.unified or held + len(checkpoint.tokens) <= self.core.info.n_ctx:
                     raise
                 oldest = self.pool.oldest()
                 if oldest is None:
-                    held = sum(len(other.tokens) for other in self.pool.slots)
                     raise ContextFullError(
                         f"the KV cache of {self.core.info.n_ctx} cells holds {held} tokens and has no room for the checkpoint's {len(checkpoint.tokens)}",
                         "use a larger ctx, or wait for the requests that run",
-                    ) from None
+                    ) from failure
                 self.demote(oldest, 0)
                 self.memory.clear(oldest)
             else:

@@ -67,7 +67,7 @@ def checkpoint(scheduler: Scheduler, seq: int) -> Checkpoint:
 
 
 def _stamped(scheduler: Scheduler, slot: Slot) -> Checkpoint:
-    return replace(scheduler.admission.checkpoint(slot), facts=scheduler.core.facts)
+    return replace(scheduler.admission.checkpoint(slot), facts=dict(scheduler.core.facts))
 
 
 def save(scheduler: Scheduler, what: int | Checkpoint, path: str | os.PathLike[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pyllm._ffi import Batch, Context, Cut, Drafter, Model, allow_cpu_attention, check_route_table, force_route, model_fingerprint
@@ -83,7 +82,6 @@ class Core:
 
     def __init__(self, config: EngineConfig) -> None:
         self._stack = ExitStack()
-        self._config = config
         try:
             self._open(config)
         except BaseException:
@@ -150,6 +148,8 @@ class Core:
         if config.context_shift and not (self.info.can_shift and (self.drafter is None or self.drafter.info.can_shift)):
             what = "target" if not self.info.can_shift else "drafter"
             raise ConfigError(f"context_shift is asked for, but the positions of this {what}'s memory cannot be shifted", "leave context_shift out")
+        #: What binds a checkpoint of this engine: of the files as they were loaded, which may be replaced later.
+        self.facts = self._facts(config)
 
     def _load_drafts(self, config: EngineConfig) -> dict[SpecType, Model]:
         """Draft models by the type that each serves."""
@@ -214,23 +214,17 @@ class Core:
             return Cut.NEIGHBOURS
         return Cut.EQUAL if recurrent else Cut.ROWS
 
-    @cached_property
-    def facts(self) -> dict[str, str]:
-        """What binds a checkpoint of this engine.
-
-        Raises:
-            ModelFormatError: a model's file is no longer what was loaded, or not there.
-        """
+    def _facts(self, config: EngineConfig) -> dict[str, str]:
         drafters: list[str] = []
         if self.drafter is not None:
             # Drafters that keep nothing of their own bind nothing.
             kept = [link.type for link in self.drafter.links if link.type.startswith("draft-")]
             files = [model_fingerprint(model) for model in self.draft_models]
-            drafters = [*kept, *files, "/".join(self._config.draft_kv_types)] if kept else []
+            drafters = [*kept, *files, "/".join(config.draft_kv_types)] if kept else []
         return archive.facts_of(
             model=model_fingerprint(self.model),
             architecture=self.model.info.architecture,
-            kv_types=self._config.kv_types,
+            kv_types=config.kv_types,
             drafters=" ".join(drafters),
         )
 

@@ -95,7 +95,7 @@ class LLM:
             NotFoundError: messages, and the model carries no chat template.
             InvalidArgumentError: malformed messages, or the template refuses them.
         """
-        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], Integral | dict))
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral | dict))
         listed: Sequence[Prompt] = [prompts] if single else prompts  # type: ignore[list-item, assignment]
         requests = [self._request(prompt, params, overrides) for prompt in listed]
         self._worker.submit(*requests)
@@ -119,6 +119,8 @@ class LLM:
             InvalidArgumentError: malformed messages, or the template refuses them.
         """
         tokens, turns = self._conversation(messages)
+        if params is not None and "turns" in params.model_fields_set:
+            turns = {}
         return self.generate(tokens, params, **(turns | overrides))
 
     def apply_template(self, messages: Sequence[dict[str, Any]], **variables: Any) -> list[int]:
@@ -219,9 +221,10 @@ class LLM:
         return tokens
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, overrides: dict[str, Any]) -> Request:
-        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], dict):
+        if not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], dict):
             prompt, turns = self._conversation(prompt)
-            overrides = turns | overrides
+            if params is None or "turns" not in params.model_fields_set:
+                overrides = turns | overrides
         tokens = self._tokens(prompt)  # type: ignore[arg-type]
         check_choice(overrides, self.config.spec)
         if params is None or overrides:

@@ -72,6 +72,8 @@ class Request:
         """Hand new tokens, and the text that they make safe, to the caller; with a reason the request is done."""
         if finish_reason is not None:
             self.text.finish()
+        # Of a block that an end token or a stop string cut short.
+        del self.logprobs[len(self.tokens) :]
         text = self.text.release(final=finish_reason is not None)
         if tokens or text or finish_reason:
             new = tuple(self.logprobs[self._n_shown :])

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND = 'pyllm repro run --level server --against "$(ci/baseline)" --json'
 
 #: What differs from run to run: where the server listens, folders in front of a file's name, the time of a log line.
-_PASSING = ((re.compile(r" at https?://\S+"), ""), (re.compile(r"(?<![\w.])[\w.~-]*/(?:[\w.~-]+/)+"), ""), (re.compile(r"^[\d.]+ [DIWE] +"), ""))
+_PASSING = ((re.compile(r" at https?://\S+"), ""), (re.compile(r"(?<![\w.])(?:\.{1,2}|~)?/(?:[\w.~-]+/)+"), ""), (re.compile(r"^[\d.]+ [DIWE] +"), ""))
 
 #: How upstream says where it ends a process.
 _ABORT = re.compile(r"\w\.(?:c|cc|cpp|cu|cuh|h):\d+: ")

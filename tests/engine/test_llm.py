@@ -119,6 +119,8 @@ def test_messages_are_a_prompt() -> None:
         # Turns that the caller names are the caller's.
         llm.erase(0)
         assert marks(llm.chat(messages, turns=(64,), slot=0, cache_prompt=False, **params).slot) == (64,)
+        mine = pyllm.SamplingParams(turns=(64,), slot=0, cache_prompt=False, **params)
+        assert marks(llm.submit(messages, mine).result().slot) == marks(llm.chat(messages, mine).slot) == (64,)
 
 
 @pytest.mark.parametrize(("messages", "match"), [([], "no messages"), ([{"content": "x"}], "message 0"), (["hi"], "message 0")])
@@ -140,7 +142,8 @@ def test_openai_shape(llama_path: Path) -> None:
 def test_numbers_of_numpy_are_tokens(llm: pyllm.LLM) -> None:
     prompt = prompt_tokens(0, 20)
     expected = llm.generate(prompt, max_tokens=4, temperature=0).tokens
-    assert llm.generate(list(np.array(prompt)), max_tokens=4, temperature=0).tokens == expected
+    for tokens in (list(np.array(prompt)), np.array(prompt)):
+        assert llm.generate(tokens, max_tokens=4, temperature=0).tokens == llm.submit(tokens, max_tokens=4, temperature=0).result().tokens == expected
     for wrong in (np.int64(512), np.float32(3), 3.0, None):
         with pytest.raises(InvalidArgumentError, match="at place 1 is not in"):
             llm.generate([1, wrong], max_tokens=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from tests.conftest import prompt_tokens
 
 if TYPE_CHECKING:
     from pyllm.checkpoints import Checkpoint
+    from pyllm.engine.request import Request
 
 LONG: dict[str, Any] = {"max_tokens": 100, "temperature": 0, "ignore_eos": True}
 
@@ -54,9 +56,57 @@ def test_it_waits_for_room_in_a_shared_cache() -> None:
             llm.restore(kept)
         assert full.value.hint
         request = llm.resume(kept)
+        assert llm.stats()["waiting"] == 1
         assert request.result(timeout=60).tokens == whole.tokens
         assert len(other.result().tokens) == 60
         llm.check_integrity()
+
+
+@pytest.mark.parametrize("total", range(250, 259))
+def test_nobody_ends_where_it_just_fits(total: int) -> None:
+    """Cells that the next tokens need count, too, and those that a prompt will take."""
+    with engine(ctx=256, unified=True) as llm:
+        kept = suspended(llm, prompt_tokens(0, 80), after=40)
+        other = llm.submit(prompt_tokens(1, total - len(kept.tokens)), **(LONG | {"max_tokens": 8}))
+        request = llm.resume(kept)
+        assert len(other.result(timeout=60).tokens) == 8
+        assert len(request.result(timeout=60).tokens) == 100
+        llm.check_integrity()
+
+
+def test_those_behind_do_not_take_its_room() -> None:
+    """What is more urgent does."""
+    ended: list[str] = []
+    with engine(slots=3, ctx=512, unified=True) as llm:
+        kept = suspended(llm, prompt_tokens(0, 120), priority=1, max_tokens=60)
+
+        def follow(name: str, request: Request) -> threading.Thread:
+            thread = threading.Thread(target=lambda: (request.result(timeout=120), ended.append(name)))
+            thread.start()
+            return thread
+
+        def ask(salt: int, priority: int) -> Request:
+            return llm.submit(prompt_tokens(salt, 100), **(LONG | {"max_tokens": 40, "priority": priority}))
+
+        first = [follow("running", ask(salt, 0)) for salt in (1, 2, 3)]
+        rest = [follow("resumed", llm.resume(kept)), follow("urgent", ask(4, 2)), *(follow("behind", ask(salt, 1)) for salt in range(5, 12))]
+        for thread in (*first, *rest):
+            thread.join()
+        llm.check_integrity()
+    assert len(ended) == 12
+    assert ended.index("urgent") < ended.index("resumed") < ended.index("behind")
+
+
+def test_another_reason_is_not_taken_for_a_lack_of_room() -> None:
+    """Idle conversations stay where they are."""
+    with engine(unified=True, flash_attn="on") as llm:
+        kept = llm.checkpoint(llm.generate(prompt_tokens(0, 150), max_tokens=4).slot)
+    with engine(unified=True, flash_attn="off") as llm:
+        llm.generate([prompt_tokens(salt, 40) for salt in (1, 2)], max_tokens=4)
+        before = [info.n_tokens for info in llm.slots()]
+        with pytest.raises(StateError, match="transpos"):
+            llm.restore(kept, 0)
+        assert [info.n_tokens for info in llm.slots()][1] == before[1] > 0
 
 
 def test_one_that_waits_can_be_cancelled() -> None:

@@ -60,6 +60,7 @@ def test_nothing_of_a_machine_is_recorded():
         ("0.48.580.936 W decode: failed to find a memory slot", "decode: failed to find a memory slot"),
         ("`/tmp/x-1/a.gguf` is 1/2 of it, 4 slots × (1 + 8)", "`a.gguf` is 1/2 of it, 4 slots × (1 + 8)"),
         ("step 2: expected 199, got 196", "step 2: expected 199, got 196"),
+        ("expected 0/1/2, and/or/both", "expected 0/1/2, and/or/both"),
     ],
 )
 def test_what_lasts_of_a_line(text, kept):
