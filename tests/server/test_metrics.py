@@ -35,19 +35,27 @@ def state(lines: dict[str, float], slot: int) -> str:
     return named[0]
 
 
-def watch(server: ServerProcess, body: dict[str, Any], drafter: str) -> tuple[dict[str, Any], list[tuple[str, float, float]]]:
-    """The answer to a request in slot 0, and (state, limit, depth) of the slot whenever /metrics was read while it ran."""
+def watch(server: ServerProcess, body: dict[str, Any], drafter: str, wanted: str = "drafting") -> tuple[list[dict[str, Any]], list[tuple[str, float, float]]]:
+    """Timings of requests in slot 0, and (state, limit, depth) of the slot whenever /metrics was read while they ran: until one read found ``wanted``.
+
+    On a machine that has other work a request may have begun and ended between two reads.
+    """
     answers: list[dict[str, Any]] = []
     request = {"temperature": 0, "id_slot": 0, **body}
-    asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{server.url}/completion", json=request, timeout=60, trust_env=False).json()))
-    seen = []
+
+    def ask() -> None:
+        answers.append(httpx.post(f"{server.url}/completion", json=request, timeout=60, trust_env=False).json()["timings"])
+
+    seen: list[tuple[str, float, float]] = []
     with ServerClient(server.url) as client:
-        asking.start()
-        while asking.is_alive():
-            lines = drafts(client)
-            seen.append((state(lines, 0), lines['slot_draft_limit{slot="0"}'], lines[f'slot_draft_depth{{slot="0",drafter="{drafter}"}}']))
-        asking.join()
-    return answers[0], seen
+        while len(answers) < 20 and wanted not in {name for name, _, _ in seen}:
+            asking = threading.Thread(target=ask)
+            asking.start()
+            while asking.is_alive():
+                lines = drafts(client)
+                seen.append((state(lines, 0), lines['slot_draft_limit{slot="0"}'], lines[f'slot_draft_depth{{slot="0",drafter="{drafter}"}}']))
+            asking.join()
+    return answers, seen
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +70,7 @@ def dflash():
 def test_a_slot_that_drafts(dflash):
     with ServerClient(dflash.url) as client:
         before = drafts(client)
-        answer, seen = watch(dflash, {"prompt": prompt_tokens(0, 24), "n_predict": 1200}, "draft-dflash")
+        answers, seen = watch(dflash, {"prompt": prompt_tokens(0, 24), "n_predict": 1200, "cache_prompt": False}, "draft-dflash")
         after = drafts(client)
     assert ("drafting", 48.0, 4.0) in seen  # the longest draft of the chain is the n-grams'
     assert {name for name, _, _ in seen} <= {"idle", "drafting", "empty"}
@@ -72,15 +80,17 @@ def test_a_slot_that_drafts(dflash):
     def grown(name: str, drafter: str = "draft-dflash") -> float:
         return after[f'{name}{{drafter="{drafter}"}}'] - before[f'{name}{{drafter="{drafter}"}}']
 
-    timings = answer["timings"]
+    def told(name: str) -> float:
+        return sum(timings[name] for timings in answers)
+
     of_both = [grown("drafter_tokens_total", drafter) for drafter in ("ngram-map-k", "draft-dflash")]
     assert of_both[1] > 0
-    assert sum(of_both) == timings["draft_n"]
-    assert grown("drafter_accepted_tokens_total") + grown("drafter_accepted_tokens_total", "ngram-map-k") == timings["draft_n_accepted"]
+    assert sum(of_both) == told("draft_n")
+    assert grown("drafter_accepted_tokens_total") + grown("drafter_accepted_tokens_total", "ngram-map-k") == told("draft_n_accepted")
     assert grown("drafter_drafts_total") >= of_both[1] / 4
-    assert grown("drafter_rows_total") >= 24 + grown("drafter_drafts_total")
+    assert grown("drafter_rows_total") >= 24 * len(answers) + grown("drafter_drafts_total")
     assert grown("drafter_decodes_total") >= grown("drafter_drafts_total")
-    assert 0 < grown("drafter_seconds_total") + grown("drafter_rows_seconds_total") <= timings["prompt_ms"] / 1e3 + timings["predicted_ms"] / 1e3 + 0.1
+    assert 0 < grown("drafter_seconds_total") + grown("drafter_rows_seconds_total") <= told("prompt_ms") / 1e3 + told("predicted_ms") / 1e3 + 0.1
     assert grown("drafter_failures_total") == 0
     assert after['drafter_depth_max{drafter="draft-dflash"}'] == 4
     assert 'drafter_rows_total{drafter="ngram-map-k"}' not in after  # nobody counts that
@@ -93,7 +103,7 @@ def test_a_request_that_drafts_less(dflash):
 
 
 def test_a_request_that_allows_no_draft(dflash):
-    _, seen = watch(dflash, {"prompt": prompt_tokens(2, 24), "n_predict": 1200, "speculative.n_max": 0}, "draft-dflash")
+    _, seen = watch(dflash, {"prompt": prompt_tokens(2, 24), "n_predict": 1200, "speculative.n_max": 0}, "draft-dflash", "limited")
     assert {name for name, _, _ in seen} == {"idle", "limited"}
     assert {(limit, depth) for _, limit, depth in seen} == {(0, 0)}
 
@@ -105,10 +115,10 @@ def test_a_drafter_that_is_off():
         start("-m", target, "-md", draft, "--spec-type", "draft-mtp", "-np", 2, "-c", 1024, "-t", 1, "-tb", 1, "--metrics") as server,
         ServerClient(server.url) as client,
     ):
-        _, seen = watch(server, {"prompt": prompt_tokens(0, 24), "n_predict": 400}, "draft-mtp")
+        answers, seen = watch(server, {"prompt": prompt_tokens(0, 24), "n_predict": 400}, "draft-mtp", "failed")
         lines = drafts(client)
     assert "failed" in {name for name, _, _ in seen}
-    assert lines['drafter_failures_total{drafter="draft-mtp"}'] == 1
+    assert lines['drafter_failures_total{drafter="draft-mtp"}'] == len(answers)
     off = [name for name in lines if name.startswith("slot_drafter_off{")]
     assert len(off) == 1
     assert off[0].startswith('slot_drafter_off{slot="0",drafter="draft-mtp",reason="')
