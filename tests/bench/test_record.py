@@ -106,9 +106,10 @@ def test_the_soak_was_whole_and_its_memory_flat():
     found = json.loads((RESULTS / "soak-cpu.json").read_text(encoding="utf-8"))
     assert sum(one["cycles"] for one in found["results"].values()) == found["cycles"] >= 200_000
     for one in found["results"].values():
-        assert one["growth"] <= 0.02
+        assert abs(one["growth"]) <= 0.02
         assert min(one["shifts"] + one["evicted"], one["copied"] + one["restored"], one["tokens"]) > 0
-        assert not set(one["ends"]) & {"InternalError"}
+        # In a cache that all share there may be no room for all; nothing else ends with an error.
+        assert set(one["ends"]) <= {"stop", "length", "cancelled", "suspended", "ContextFullError"}
 
 
 def test_the_records_of_decoding_are_of_a_folder(tmp_path):
