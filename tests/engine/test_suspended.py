@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +9,14 @@ import pytest
 
 import pyllm
 from pyllm import models
+from pyllm.engine import conversations
 from pyllm.errors import ContextFullError, LimitError, StateError
 from tests.conftest import prompt_tokens
 
 if TYPE_CHECKING:
     from pyllm.checkpoints import Checkpoint
     from pyllm.engine.request import Request
+    from pyllm.engine.scheduler import Scheduler
 
 LONG: dict[str, Any] = {"max_tokens": 100, "temperature": 0, "ignore_eos": True}
 
@@ -27,11 +28,16 @@ def engine(slots: int = 2, seed: int = 0, **settings: Any) -> pyllm.LLM:
 
 
 def suspended(llm: pyllm.LLM, prompt: list[int], after: int = 20, **params: Any) -> Checkpoint:
-    request = llm.submit(prompt, **(LONG | params))
-    pieces, seen = iter(request), 0
-    while seen < after:
-        seen += len(next(pieces).tokens)
-    return llm.suspend(request)
+    """Between two steps: who waits for chunks may come when all is over."""
+    request = llm._request(prompt, None, LONG | params)
+
+    def run(scheduler: Scheduler) -> Checkpoint:
+        scheduler.add(request)
+        while len(request.tokens) < after:
+            scheduler.step()
+        return conversations.suspend(scheduler, request)
+
+    return llm._call(run)
 
 
 def test_a_slot_that_this_engine_lacks_is_not_waited_for() -> None:
@@ -44,19 +50,31 @@ def test_a_slot_that_this_engine_lacks_is_not_waited_for() -> None:
         assert llm.resume(kept).result(timeout=30).tokens == whole.tokens
 
 
+def beside(llm: pyllm.LLM, kept: Checkpoint, *, cancelled: bool = False) -> tuple[Request, Request]:
+    """A generation that waits while another request fills the cache; both."""
+    other = llm._request(prompt_tokens(1, 150), None, LONG | {"max_tokens": 60})
+
+    def run(scheduler: Scheduler) -> Request:
+        scheduler.add(other)
+        scheduler.step()
+        with pytest.raises(ContextFullError, match=r"of 256 cells holds \d+ tokens and has no room for the checkpoint's \d+") as full:
+            conversations.restore(scheduler, kept, None)
+        assert full.value.hint
+        request = conversations.resumed(scheduler, kept, "")
+        scheduler.add(request)
+        scheduler.step()
+        assert (list(scheduler.waiting), scheduler.running) == ([request], [other])
+        request.cancelled = cancelled
+        return request
+
+    return llm._call(run), other
+
+
 def test_it_waits_for_room_in_a_shared_cache() -> None:
     """Others fill it: nobody ends, and the text is what it would have been."""
     with engine(ctx=256, unified=True) as llm:
         whole = llm.generate(prompt_tokens(0, 60), **LONG)
-        kept = suspended(llm, prompt_tokens(0, 60), after=60)
-        other = llm.submit(prompt_tokens(1, 150), **(LONG | {"max_tokens": 60}))
-        pieces = iter(other)
-        next(pieces)
-        with pytest.raises(ContextFullError, match=r"of 256 cells holds \d+ tokens and has no room for the checkpoint's \d+") as full:
-            llm.restore(kept)
-        assert full.value.hint
-        request = llm.resume(kept)
-        assert llm.stats()["waiting"] == 1
+        request, other = beside(llm, suspended(llm, prompt_tokens(0, 60), after=60))
         assert request.result(timeout=60).tokens == whole.tokens
         assert len(other.result().tokens) == 60
         llm.check_integrity()
@@ -76,25 +94,28 @@ def test_nobody_ends_where_it_just_fits(total: int) -> None:
 
 def test_those_behind_do_not_take_its_room() -> None:
     """What is more urgent does."""
-    ended: list[str] = []
     with engine(slots=3, ctx=512, unified=True) as llm:
-        kept = suspended(llm, prompt_tokens(0, 120), priority=1, max_tokens=60)
+        kept = suspended(llm, prompt_tokens(0, 120), priority=1)
 
-        def follow(name: str, request: Request) -> threading.Thread:
-            thread = threading.Thread(target=lambda: (request.result(timeout=120), ended.append(name)))
-            thread.start()
-            return thread
+        def ask(salt: int, priority: int, n: int = 40) -> Request:
+            return llm._request(prompt_tokens(salt, 100), None, LONG | {"max_tokens": n, "priority": priority})
 
-        def ask(salt: int, priority: int) -> Request:
-            return llm.submit(prompt_tokens(salt, 100), **(LONG | {"max_tokens": 40, "priority": priority}))
+        def run(scheduler: Scheduler) -> list[str]:
+            """In the order in which they got a slot: all wait while three others run, which end one after the other."""
+            for salt in (1, 2, 3):
+                scheduler.add(ask(salt, 0, 30 * salt - 20))
+            scheduler.step()
+            assert len(scheduler.running) == 3
+            waiting = {"resumed": conversations.resumed(scheduler, kept, ""), "urgent": ask(4, 2)} | {f"behind {salt}": ask(salt, 1) for salt in range(5, 12)}
+            for request in waiting.values():
+                scheduler.add(request)
+            while scheduler.busy:
+                scheduler.step()
+            assert all(isinstance(request.poll(), pyllm.engine.Completion) for request in waiting.values())
+            return sorted(waiting, key=lambda name: waiting[name].started)
 
-        first = [follow("running", ask(salt, 0)) for salt in (1, 2, 3)]
-        rest = [follow("resumed", llm.resume(kept)), follow("urgent", ask(4, 2)), *(follow("behind", ask(salt, 1)) for salt in range(5, 12))]
-        for thread in (*first, *rest):
-            thread.join()
+        assert llm._call(run)[:2] == ["urgent", "resumed"]
         llm.check_integrity()
-    assert len(ended) == 12
-    assert ended.index("urgent") < ended.index("resumed") < ended.index("behind")
 
 
 def test_another_reason_is_not_taken_for_a_lack_of_room() -> None:
@@ -111,12 +132,7 @@ def test_another_reason_is_not_taken_for_a_lack_of_room() -> None:
 
 def test_one_that_waits_can_be_cancelled() -> None:
     with engine(ctx=256, unified=True) as llm:
-        kept = suspended(llm, prompt_tokens(0, 60), after=60)
-        other = llm.submit(prompt_tokens(1, 150), **(LONG | {"max_tokens": 60}))
-        pieces = iter(other)
-        next(pieces)
-        request = llm.resume(kept)
-        request.cancel()
+        request, other = beside(llm, suspended(llm, prompt_tokens(0, 60), after=60), cancelled=True)
         assert request.result(timeout=30).finish_reason == "cancelled"
         assert len(other.result().tokens) == 60
 
