@@ -118,9 +118,7 @@ class LLM:
             NotFoundError: the model carries no chat template.
             InvalidArgumentError: malformed messages, or the template refuses them.
         """
-        tokens, turns = self._conversation(messages)
-        if params is not None and "turns" in params.model_fields_set:
-            turns = {}
+        tokens, turns = self._conversation(messages, params)
         return self.generate(tokens, params, **(turns | overrides))
 
     def apply_template(self, messages: Sequence[dict[str, Any]], **variables: Any) -> list[int]:
@@ -153,6 +151,7 @@ class LLM:
             NotFoundError: there is no such file.
             StateError: it is damaged, or of another model, drafter, KV type or format; each difference is named.
             LimitError: it does not fit, or all slots are busy.
+            ContextFullError: requests fill the cache that all slots share.
         """
         return self._call(lambda scheduler: conversations.restore(scheduler, what, slot))
 
@@ -196,11 +195,12 @@ class LLM:
         tokens = self._tokens(prompt)
         return self._call(lambda scheduler: taps.hidden_states(scheduler, tokens, layers, nextn=nextn))
 
-    def _conversation(self, messages: Sequence[dict[str, Any]]) -> tuple[list[int], dict[str, Any]]:
-        """Tokens of messages, and where the last of them begins, as a field of the sampling parameters."""
+    def _conversation(self, messages: Sequence[dict[str, Any]], params: SamplingParams | None) -> tuple[list[int], dict[str, Any]]:
+        """Tokens of messages, and where the last of them begins, as a field of the sampling parameters unless ``params`` names turns."""
         tokens = self.apply_template(messages)
         turn = chat.last_turn(self.model, messages, tokens)
-        return tokens, {"turns": (turn,)} if turn else {}
+        named = params is not None and "turns" in params.model_fields_set
+        return tokens, {"turns": (turn,)} if turn and not named else {}
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         core = self._open()
@@ -222,9 +222,8 @@ class LLM:
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, overrides: dict[str, Any]) -> Request:
         if not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], dict):
-            prompt, turns = self._conversation(prompt)
-            if params is None or "turns" not in params.model_fields_set:
-                overrides = turns | overrides
+            prompt, turns = self._conversation(prompt, params)
+            overrides = turns | overrides
         tokens = self._tokens(prompt)  # type: ignore[arg-type]
         check_choice(overrides, self.config.spec)
         if params is None or overrides:
