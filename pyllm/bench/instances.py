@@ -17,7 +17,7 @@ from pyllm.routes.verify import HEADS, INSTANCES, TYPES, Instance, choose, takes
 SOURCES = ("native/upstream.lock", "native/fattn/verify")
 
 _KERNEL = re.compile(
-    r"Compiling entry function '\w*attendINS0_4TileI(?P<tile>(?:Li\d+E)+)EELi(?P<blocks>\d+)EEE\w+' for 'sm_(?P<arch>\d+)a?'.*?"
+    r"Compiling entry function '\w*attend(?:_in_teams)?INS0_\d+(?P<way>Tile|Teams)I(?P<tile>(?:Li\d+E)+)EELi(?P<blocks>\d+)EEE\w+' for 'sm_(?P<arch>\d+)a?'.*?"
     r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n"
     r"ptxas info *: Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
     re.DOTALL,
@@ -28,8 +28,9 @@ def kernels(text: str) -> list[dict[str, Any]]:
     """The kernels that ``ptxas -v`` tells of: their :class:`Instance`, ``registers`` of a thread, bytes ``spilled`` and of ``static`` shared memory."""
     found = []
     for match in _KERNEL.finditer(text):
-        d_k, d_v, m, n, warps, rows, type_k, type_v = map(int, re.findall(r"Li(\d+)E", match["tile"]))
-        instance = Instance(d_k, d_v, m, n, warps, rows, TYPES[type_k], TYPES[type_v], int(match["blocks"]))
+        d_k, d_v, m, n, warps, *way, type_k, type_v = map(int, re.findall(r"Li(\d+)E", match["tile"]))
+        rows, teams, heads = (way[0], 0, 1) if match["way"] == "Tile" else (0, *way)
+        instance = Instance(d_k, d_v, m, n, warps, rows, teams, heads, TYPES[type_k], TYPES[type_v], int(match["blocks"]))
         static = re.search(r"(\d+) bytes smem", match["rest"])
         found.append(
             {
@@ -46,12 +47,13 @@ def kernels(text: str) -> list[dict[str, Any]]:
 def shapes(smem: int) -> dict[Instance, str]:
     """For each instance that is chosen on a device with ``smem`` bytes for a block a line of ``pyllm bench attention --shapes``: short, odd, two streams."""
     found: dict[Instance, str] = {}
-    for (d_k, d_v), type_k, type_v, gqa, n_q in itertools.product(HEADS, TYPES[:-1], TYPES[:-1], (1, 4), (1, 5, 8, 12, 16, 40, 64)):
+    kv_heads = (1, 2)  # of a cache; side by side
+    for (d_k, d_v), type_k, type_v, heads, gqa, n_q in itertools.product(HEADS, TYPES[:-1], TYPES[:-1], kv_heads, (1, 4), (1, 5, 8, 12, 16, 40, 64)):
         if not (takes_types(d_k, type_k) and takes_types(d_v, type_v)) or gqa * n_q > 64:
             continue
-        chosen = choose((d_k, d_v), type_k, type_v, gqa * n_q, smem)
-        if chosen is not None:
-            found.setdefault(chosen, f"{d_k} {d_v} 2 {gqa} 701 {n_q} 2 {type_k}/{type_v}")
+        chosen = choose((d_k, d_v), type_k, type_v, gqa * n_q, smem, heads)
+        if chosen is not None and (heads == 2 or chosen not in found):
+            found[chosen] = found.get(chosen) or f"{d_k} {d_v} {heads} {gqa} 701 {n_q} 2 {type_k}/{type_v}"
     return found
 
 

@@ -24,7 +24,11 @@ _MAX_TILES = 1024
 
 
 class Instance(NamedTuple):
-    """A compiled kernel. ``warps`` divide V's columns, each takes ``rows`` KV rows of a tile for the scores; ``blocks`` bounds its registers."""
+    """A compiled kernel.
+
+    Without teams all ``warps`` work on a tile: they divide V's columns, and each takes ``rows`` KV rows for the scores. With ``teams``, of
+    ``warps // teams`` each, a team works on a tile of its own, which has ``heads`` neighbouring KV heads. ``blocks`` bounds a kernel's registers.
+    """
 
     d_k: int
     d_v: int
@@ -32,6 +36,8 @@ class Instance(NamedTuple):
     n: int
     warps: int
     rows: int
+    teams: int
+    heads: int
     type_k: str
     type_v: str
     blocks: int
@@ -41,6 +47,8 @@ class _Shape(NamedTuple):
     n: int
     warps: int
     rows: int
+    teams: int = 0
+    heads: int = 1
 
 
 #: For each pair of head dims the tile where shared memory is plenty, and where a block has 99 KB.
@@ -63,11 +71,11 @@ class _Tuned(NamedTuple):
 
 
 #: Tiles that measured better (repro/results/attention-h200.json) for head dims, type and rows of Q: long ones, whose warps take 16 or 32 KV rows each and
-#: read Q less often; and more warps for f16, which has nothing to decode twice.
+#: read Q less often; more warps for f16, which has nothing to decode twice; and teams.
 _TUNED: dict[tuple[Heads, str, int], _Tuned] = {
-    ((128, 128), "f16", 32): _Tuned(_Shape(64, 8, 16), 2),
-    ((128, 128), "f16", 48): _Tuned(_Shape(64, 4, 16), 2),
-    ((128, 128), "f16", 64): _Tuned(_Shape(64, 8, 16), 2),
+    ((128, 128), "f16", 32): _Tuned(_Shape(32, 8, 0, teams=4), 1),
+    ((128, 128), "f16", 48): _Tuned(_Shape(32, 12, 0, teams=4), 1),
+    ((128, 128), "f16", 64): _Tuned(_Shape(64, 8, 0, teams=2), 1),
     ((128, 128), "q8_0", 32): _Tuned(_Shape(128, 4, 32), 2),
     ((128, 128), "q8_0", 48): _Tuned(_Shape(128, 4, 32), 1),
     ((128, 128), "q4_0", 16): _Tuned(_Shape(128, 4, 32), 3),
@@ -75,14 +83,14 @@ _TUNED: dict[tuple[Heads, str, int], _Tuned] = {
     ((128, 128), "q4_0", 48): _Tuned(_Shape(128, 4, 32), 2),
     ((128, 128), "q4_0", 64): _Tuned(_Shape(128, 4, 32), 1),
     ((256, 256), "f16", 32): _Tuned(_Shape(64, 8, 16), 1),
-    ((256, 256), "f16", 48): _Tuned(_Shape(32, 8, 8), 2),
+    ((256, 256), "f16", 48): _Tuned(_Shape(32, 6, 0, teams=2), 1),
     ((256, 256), "f16", 64): _Tuned(_Shape(64, 8, 16), 1),
     ((256, 256), "q8_0", 16): _Tuned(_Shape(128, 8, 16), 1),
     ((256, 256), "q8_0", 32): _Tuned(_Shape(128, 8, 16), 1),
     ((256, 256), "q8_0", 48): _Tuned(_Shape(128, 8, 16), 1),
     ((256, 256), "q8_0", 64): _Tuned(_Shape(64, 8, 16), 1),
     ((256, 256), "q4_0", 16): _Tuned(_Shape(128, 8, 16), 2),
-    ((256, 256), "q4_0", 32): _Tuned(_Shape(128, 8, 16), 2),
+    ((256, 256), "q4_0", 32): _Tuned(_Shape(256, 8, 32), 1),
     ((256, 256), "q4_0", 48): _Tuned(_Shape(128, 8, 16), 1),
     ((256, 256), "q4_0", 64): _Tuned(_Shape(128, 8, 16), 1),
     ((512, 512), "q8_0", 16): _Tuned(_Shape(64, 8, 8), 2),
@@ -91,6 +99,11 @@ _TUNED: dict[tuple[Heads, str, int], _Tuned] = {
     ((512, 512), "q4_0", 32): _Tuned(_Shape(128, 8, 16), 1),
     ((512, 512), "q4_0", 48): _Tuned(_Shape(64, 16, 16), 1),
     ((512, 512), "q4_0", 64): _Tuned(_Shape(64, 16, 16), 1),
+}
+#: Teams that read two neighbouring KV heads at once: their rows of 72 or 136 bytes alone are parts of the lines that memory is read in. 16 rows of Q.
+_PAIRED: dict[tuple[Heads, str], _Tuned] = {
+    ((128, 128), "q8_0"): _Tuned(_Shape(32, 8, 0, teams=4, heads=2), 1),
+    ((128, 128), "q4_0"): _Tuned(_Shape(64, 8, 0, teams=4, heads=2), 1),
 }
 HEADS = tuple(_SHAPES)
 
@@ -109,9 +122,17 @@ def tile_stride(kind: str, dim: int) -> int:
 
 
 def shared_bytes(one: Instance, type_k: str, type_v: str) -> int:
-    """Bytes of shared memory that ``one`` asks for: Q, two tiles of P, two of K and V each, maxima and sums, the list of tiles."""
-    ring = _STAGES * one.n * (tile_stride(type_k, one.d_k) + tile_stride(type_v, one.d_v))
-    return one.m * (2 * one.d_k + 16) + 2 * one.m * (2 * one.n + 16) + ring + (one.n // one.rows + 5) * one.m * 4 + 3 * _MAX_TILES
+    """Bytes of shared memory that ``one`` asks for: Q, two tiles of P, two of K and V each, maxima and sums, the list of tiles.
+
+    Teams have no P there, and in the end their O in place of Q and K and V.
+    """
+    rows = one.heads * one.m
+    queries = rows * (2 * one.d_k + 16)
+    ring = _STAGES * one.n * (tile_stride(type_k, one.heads * one.d_k) + tile_stride(type_v, one.heads * one.d_v))
+    if one.teams > 0:
+        head = ((one.teams + 1) * rows * 8 + 12 * rows + 3 * _MAX_TILES + 127) // 128 * 128
+        return head + max(queries + one.teams * ring, one.teams * rows * 4 * (one.d_v + 8))
+    return queries + 2 * rows * (2 * one.n + 16) + ring + (one.n // one.rows + 5) * rows * 4 + 3 * _MAX_TILES
 
 
 #: Rows of Q of the instances.
@@ -135,6 +156,9 @@ def _instances() -> tuple[Instance, ...]:
             for kind in kinds:
                 shape, blocks = _TUNED.get((head, kind, m), _Tuned(large, _blocks(d_v, large, m)))
                 found.append(Instance(d_k, d_v, m, *shape, kind, kind, blocks))
+                if m == 16 and (head, kind) in _PAIRED:
+                    shape, blocks = _PAIRED[head, kind]
+                    found.append(Instance(d_k, d_v, m, *shape, kind, kind, blocks))
             if m != 48 or head == (512, 512):
                 found += [Instance(d_k, d_v, m, *shape, "any", "any", _blocks(d_v, shape, m)) for shape in dict.fromkeys((large, small))]
     return tuple(found)
@@ -148,16 +172,22 @@ def takes_types(dim: int, kind: str) -> bool:
     return kind in TYPES[:-1] and (kind not in QUANTISED or dim % 32 == 0)
 
 
-def choose(head: Heads, type_k: str, type_v: str, rows: int, smem: int) -> Instance | None:
-    """The instance for ``rows`` rows of Q that share a KV head, on a device with ``smem`` bytes for a block: geometry.h, `choose`."""
+def choose(head: Heads, type_k: str, type_v: str, rows: int, smem: int, beside: int = 1) -> Instance | None:
+    """The instance for ``rows`` rows of Q that share a KV head, on a device with ``smem`` bytes for a block: geometry.h, `choose`.
+
+    ``beside``: so many KV heads lie side by side in the cache.
+    """
     able = [
         one
         for one in INSTANCES
-        if (one.d_k, one.d_v) == head and (one.type_k, one.type_v) in ((type_k, type_v), ("any", "any")) and shared_bytes(one, type_k, type_v) <= smem
+        if (one.d_k, one.d_v) == head
+        and (one.type_k, one.type_v) in ((type_k, type_v), ("any", "any"))
+        and beside % one.heads == 0
+        and shared_bytes(one, type_k, type_v) <= smem
     ]
-    return max(able, key=lambda one: (-rows // one.m, one.type_k != "any", -one.m, one.n), default=None)
+    return max(able, key=lambda one: (-rows // one.m, one.type_k != "any", -one.m, one.heads, one.n), default=None)
 
 
 def least_shared(head: Heads, type_k: str, type_v: str) -> int:
     """Bytes of shared memory without which no instance takes these head dims and types."""
-    return min(shared_bytes(one, type_k, type_v) for one in INSTANCES if (one.d_k, one.d_v) == head and one.type_k in (type_k, "any"))
+    return min(shared_bytes(one, type_k, type_v) for one in INSTANCES if (one.d_k, one.d_v) == head and one.heads == 1 and one.type_k in (type_k, "any"))

@@ -33,14 +33,14 @@ int main() {
     for (const Instance & one : INSTANCES) {
         for (int k = F16; k < ANY; ++k) {
             for (int v = F16; v < ANY; ++v) {
-                std::printf("bytes %d %d %d\n", k, v, shared_bytes(one.d_k, one.d_v, one.m, one.n, one.rows, k, v));
+                std::printf("bytes %d %d %d\n", k, v, shared_bytes(one, k, v));
             }
         }
     }
-    int d_k, d_v, k, v, smem;
+    int d_k, d_v, k, v, smem, beside;
     long rows;
-    while (std::scanf("%d %d %d %d %ld %d", &d_k, &d_v, &k, &v, &rows, &smem) == 6) {
-        std::printf("choice %d\n", choose(d_k, d_v, k, v, rows, smem));
+    while (std::scanf("%d %d %d %d %ld %d %d", &d_k, &d_v, &k, &v, &rows, &smem, &beside) == 7) {
+        std::printf("choice %d\n", choose(d_k, d_v, k, v, rows, smem, beside));
     }
     for (int tiles : { 1, 2, 63, 512, 8192, 100000 }) {
         for (long blocks : { 1L, 2L, 8L, 64L, 1000L }) {
@@ -61,8 +61,8 @@ int main() {
 def cases():
     for head, smem in itertools.product(verify.HEADS, sorted({device.smem for device in COPYING})):
         for pair in verify_pairs(head):
-            for rows in ROW_COUNTS:
-                yield head, *pair.split("/"), rows, smem
+            for rows, beside in itertools.product(ROW_COUNTS, (1, 2, 3)):
+                yield head, *pair.split("/"), rows, smem, beside
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def native(tmp_path_factory):
     (folder / "main.cpp").write_text(PROGRAM)
     subprocess.run([compiler, "-std=c++17", "-O1", f"-I{NATIVE}", "main.cpp", "-o", "geometry"], cwd=folder, check=True)
     numbers = {name: place for place, name in enumerate(verify.TYPES)}
-    asked = "\n".join(f"{d_k} {d_v} {numbers[k]} {numbers[v]} {rows} {smem}" for (d_k, d_v), k, v, rows, smem in cases())
+    asked = "\n".join(f"{d_k} {d_v} {numbers[k]} {numbers[v]} {rows} {smem} {beside}" for (d_k, d_v), k, v, rows, smem, beside in cases())
     done = subprocess.run([str(folder / "geometry")], input=asked, capture_output=True, text=True, check=True)
     found: dict[str, list[tuple[int, ...]]] = {}
     for line in done.stdout.splitlines():
@@ -94,8 +94,8 @@ def test_the_choice_is_the_kernels(native):
 
 
 def test_every_device_with_asynchronous_copies_has_an_instance():
-    for head, type_k, type_v, rows, smem in cases():
-        one = verify.choose(head, type_k, type_v, rows, smem)
+    for head, type_k, type_v, rows, smem, beside in cases():
+        one = verify.choose(head, type_k, type_v, rows, smem, beside)
         assert one, (head, type_k, type_v, rows, smem)
         assert verify.shared_bytes(one, type_k, type_v) <= smem
 
@@ -106,13 +106,21 @@ def test_a_smaller_block_has_a_shorter_tile():
     assert verify.choose((512, 512), "f16", "f16", 16, 80_000) is None
 
 
+def test_neighbours_are_read_together_where_they_lie_side_by_side():
+    smem = DEVICES["sm_90"].smem
+    for kind in ("q8_0", "q4_0"):
+        pair, odd = (verify.choose((128, 128), kind, kind, 16, smem, beside) for beside in (8, 3))
+        assert (pair.heads, odd.heads) == (2, 1)
+        assert verify.row_bytes(kind, 128) % 128 != 0, "or each head has lines of memory of its own"
+
+
 def test_rows_are_read_in_as_few_passes_as_there_can_be():
-    for head, type_k, type_v, rows, smem in cases():
-        one = verify.choose(head, type_k, type_v, rows, smem)
+    for head, type_k, type_v, rows, smem, beside in cases():
+        one = verify.choose(head, type_k, type_v, rows, smem, beside)
         able = [
             other.m
             for other in verify.INSTANCES
-            if (other.d_k, other.d_v) == head and other.type_k in (type_k, "any") and verify.shared_bytes(other, type_k, type_v) <= smem
+            if (other.d_k, other.d_v) == head and other.type_k in (type_k, "any") and other.heads == 1 and verify.shared_bytes(other, type_k, type_v) <= smem
         ]
         assert -(-rows // one.m) == min(-(-rows // m) for m in able)
 
@@ -139,6 +147,11 @@ def test_a_wave_is_filled_and_more_are_for_blocks_that_divide_badly(native):
 def test_fragments_are_whole():
     """The kernel's own assertions, so that a wrong instance is seen without a CUDA compiler."""
     for one in verify.INSTANCES:
+        if one.teams > 0:
+            mates = one.warps // one.teams
+            assert one.warps % one.teams == mates % one.heads == one.m % (16 * mates // one.heads) == one.n % 16 == one.d_v % 32 == 0
+            assert mates == 1 or one.teams < 16, "each team has a barrier of the sixteen"
+            continue
         groups = one.n // one.rows
         share = min(one.warps // groups, one.m // 16)
         assert one.m % 16 == one.n % 16 == one.rows % 8 == one.n % one.rows == one.warps % groups == 0

@@ -43,40 +43,53 @@ constexpr int MAX_TILES = 1024;
 // Tiles of K, and of V, that a block holds: the one it works on and the next.
 constexpr int STAGES = 2;
 
-// M rows of Q, N KV rows a tile. `warps` divide the columns of V; each takes `rows` KV rows of a tile for the scores. `blocks`: what registers are kept
-// for on a multiprocessor.
+// M rows of Q, N KV rows a tile. Without teams all warps work on a tile: they divide the columns of V, and each takes `rows` KV rows for the scores. With
+// teams, of warps/teams each, a team works on a tile of its own, which has `heads` neighbouring KV heads. `blocks`: what registers are kept for on a
+// multiprocessor.
 struct Instance {
-    int d_k, d_v, m, n, warps, rows, type_k, type_v, blocks;
+    int d_k, d_v, m, n, warps, rows, teams, heads, type_k, type_v, blocks;
 };
 
-// Bytes of dynamic shared memory: Q, two tiles of P, the rings, maxima and sums, the list of tiles.
-PYLLM_BOTH constexpr int shared_bytes(int d_k, int d_v, int m, int n, int rows, int type_k, int type_v) {
-    return m*(2*d_k + 16) + 2*m*(2*n + 16) + STAGES*n*(tile_stride(type_k, d_k) + tile_stride(type_v, d_v)) + (n/rows + 5)*m*4 + 3*MAX_TILES;
+// Bytes before Q where there are teams: their maxima and sums, the rows of Q, the list of tiles.
+PYLLM_BOTH constexpr int head_bytes(int rows, int teams) {
+    return ((teams + 1)*rows*8 + 12*rows + 3*MAX_TILES + 127)/128*128;
+}
+
+// Bytes of dynamic shared memory: Q, two tiles of P, the rings, maxima and sums, the list of tiles. Teams have no P there, and in the end their O in place
+// of Q and rings.
+PYLLM_BOTH constexpr int shared_bytes(const Instance & one, int type_k, int type_v) {
+    const int rows = one.heads*one.m, queries = rows*(2*one.d_k + 16);
+    const int ring = STAGES*one.n*(tile_stride(type_k, one.heads*one.d_k) + tile_stride(type_v, one.heads*one.d_v));
+    if (one.teams > 0) {
+        const int tiles = queries + one.teams*ring, joined = one.teams*rows*4*(one.d_v + 8);
+        return head_bytes(rows, one.teams) + (tiles > joined ? tiles : joined);
+    }
+    return queries + 2*rows*(2*one.n + 16) + ring + (one.n/one.rows + 5)*rows*4 + 3*MAX_TILES;
 }
 
 constexpr Instance INSTANCES[] = {
-#define VERIFY_INSTANCE(d_k, d_v, m, n, warps, rows, type_k, type_v, blocks) { d_k, d_v, m, n, warps, rows, type_k, type_v, blocks },
+#define VERIFY_INSTANCE(d_k, d_v, m, n, warps, rows, teams, heads, type_k, type_v, blocks) { d_k, d_v, m, n, warps, rows, teams, heads, type_k, type_v, blocks },
 #include "fattn/verify/instances.inc"
 #undef VERIFY_INSTANCE
 };
 constexpr int N_INSTANCES = sizeof(INSTANCES)/sizeof(*INSTANCES);
 
-// The instance for `rows` rows of Q that share a KV head, on a device with `smem` bytes for a block; -1 if there is none. Best is what
-// reads K and V fewest times, then an instance of just these types, then few unused rows, then a long tile.
-inline int choose(int d_k, int d_v, int type_k, int type_v, long rows, int smem) {
+// The instance for `rows` rows of Q that share a KV head, on a device with `smem` bytes for a block; -1 if there is none. `beside`: so many KV heads lie
+// side by side, in K and in V. Best is what reads K and V fewest times, then an instance of just these types, then few unused rows, then the rows of more
+// heads at once, then a long tile.
+inline int choose(int d_k, int d_v, int type_k, int type_v, long rows, int smem, int beside) {
     int  best = -1;
-    long best_rank[4]{};
+    long best_rank[5]{};
     for (int i = 0; i < N_INSTANCES; ++i) {
         const Instance & one = INSTANCES[i];
         const bool exact = one.type_k == type_k && one.type_v == type_v;
-        if (one.d_k != d_k || one.d_v != d_v || !(exact || one.type_k == ANY) ||
-            shared_bytes(d_k, d_v, one.m, one.n, one.rows, type_k, type_v) > smem) {
+        if (one.d_k != d_k || one.d_v != d_v || !(exact || one.type_k == ANY) || beside % one.heads != 0 || shared_bytes(one, type_k, type_v) > smem) {
             continue;
         }
-        const long rank[4] = { -((rows + one.m - 1)/one.m), exact, -one.m, one.n };
-        if (best < 0 || std::lexicographical_compare(best_rank, best_rank + 4, rank, rank + 4)) {
+        const long rank[5] = { -((rows + one.m - 1)/one.m), exact, -one.m, one.heads, one.n };
+        if (best < 0 || std::lexicographical_compare(best_rank, best_rank + 5, rank, rank + 5)) {
             best = i;
-            std::copy(rank, rank + 4, best_rank);
+            std::copy(rank, rank + 5, best_rank);
         }
     }
     return best;

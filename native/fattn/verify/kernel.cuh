@@ -1,26 +1,18 @@
-// The verify kernel.
+// The verify kernel whose warps work on a tile together.
 #pragma once
 
-#include "fattn/verify/mask.cuh"
-#include "fattn/verify/queries.cuh"
-#include "fattn/verify/tile.cuh"
+#include "fattn/verify/block.cuh"
 
 namespace pyllm::verify {
-
-// ALiBi's factor of a query head.
-static __device__ __noinline__ float slope_of(float m0, float m1, uint32_t n_head_log2, uint32_t head) {
-    return head < n_head_log2 ? powf(m0, head + 1) : powf(m1, 2*(head - n_head_log2) + 1);
-}
 
 template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __global__ void attend(const __grid_constant__ Arguments a) {
 #if __CUDA_ARCH__ >= 800  // asynchronous copies; the route table sends nothing here on other devices
     extern __shared__ __align__(128) char shared[];
-    __shared__ int total;
     __shared__ __align__(8) uint64_t full_k[STAGES], full_v[STAGES];
     const int lane = threadIdx.x % 32, warp = threadIdx.x/32;
     const int g = lane/4, t = lane % 4;
 
-    const int slot_k = T::slot_k(T::TYPE_K == ANY ? a.type_k : T::TYPE_K), slot_v = T::slot_v(T::TYPE_V == ANY ? a.type_v : T::TYPE_V);
+    const int slot_k = T::N*tile_stride(T::TYPE_K == ANY ? a.type_k : T::TYPE_K, T::D_K), slot_v = T::N*tile_stride(T::TYPE_V == ANY ? a.type_v : T::TYPE_V, T::D_V);
     char * const     q_s     = shared;                                // f16 [M][D_K], scaled
     char * const     p_s     = q_s + T::M*T::Q_STRIDE;                // f16 [2][M][N]
     char * const     ring_k  = p_s + 2*T::M*T::P_STRIDE;              // [STAGES]
@@ -33,83 +25,24 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     uint16_t * const list    = (uint16_t *) (row_s + T::M);           // [MAX_TILES]
     uint8_t * const  found   = (uint8_t *) (list + MAX_TILES);        // [MAX_TILES]
 
-    const int part    = blockIdx.y;
-    const int row_tile = blockIdx.x % a.row_tiles, head_stream = blockIdx.x/a.row_tiles;
-    const int kv_head  = head_stream % a.n_head_kv, stream = head_stream/a.n_head_kv;
-    const int row0     = row_tile*T::M;
-    const int rows    = min(T::M, a.n_q*a.gqa - row0);
-    const auto position_of = [&](int row) { return (int) (row*a.per_gqa >> 32); };
-    const int first_position = position_of(row0);
-    const int positions      = position_of(row0 + rows - 1) - first_position + 1;
-    const char * const q    = a.q + stream*a.at_q.stream;
-    const char * const mask = a.mask == nullptr ? nullptr : a.mask + first_position*a.mask_row + stream % a.mask_streams*a.mask_stream;
-    const int first = first_tile(part, a.tiles, a.parts);
-    const int count = first_tile(part + 1, a.tiles, a.parts) - first;
-
+    const Block block(a, T::M, 1);
     Ring<T::N, T::THREADS, T::TYPE_K, T::D_K> keys;
     Ring<T::N, T::THREADS, T::TYPE_V, T::D_V> values;
-    keys.start(a.k, a.at_k, kv_head, stream, a.n_kv, a.type_k, a.width_k, a.boxes_k, ring_k, full_k);
-    values.start(a.v, a.at_v, kv_head, stream, a.n_kv, a.type_v, a.width_v, a.boxes_v, ring_v, full_v);
+    keys.start(a.k, a.at_k, block.kv_head, block.stream, a.n_kv, a.type_k, a.width_k, a.boxes_k, ring_k, full_k);
+    values.start(a.v, a.at_v, block.kv_head, block.stream, a.n_kv, a.type_v, a.width_v, a.boxes_v, ring_v, full_v);
 
+    block.list_rows<T>(a, row_s, slope_s);
     for (int r = threadIdx.x; r < T::M; r += T::THREADS) {
-        const int position = position_of(row0 + min(r, rows - 1));
-        const int head     = kv_head*a.gqa + (row0 + min(r, rows - 1)) - position*a.gqa;
-        high_s[r]  = -INFINITY;
-        row_s[r]   = make_int2(position, r < rows ? head : -1);
-        slope_s[r] = a.max_bias == 0.0f ? 1.44269504f : 1.44269504f*slope_of(a.m0, a.m1, a.n_head_log2, head);
+        high_s[r] = -INFINITY;
     }
+    __syncthreads();  // the mbarriers are initialised
     wait_for_predecessor();
-    // The first tile is seen nearly always: it is under way while the mask is looked at.
-    keys.copy(first, 0);
-    commit_copies();
-    values.copy(first, 0);
-    commit_copies();
-
-    const bool permuted = is_quantised(T::TYPE_K == ANY ? a.type_k : T::TYPE_K);
-    Queries<T> queries;
-    queries.load(a, q, row0, rows, kv_head*a.gqa, 0);
-    look_at_tiles<T>(a, mask, positions, first, count, found);
-    queries.store(a, q_s, 0, permuted);
-#pragma unroll 1
-    for (int u = Queries<T>::BATCH; u < Queries<T>::EACH; u += Queries<T>::BATCH) {
-        queries.load(a, q, row0, rows, kv_head*a.gqa, u);
-        queries.store(a, q_s, u, permuted);
-    }
-    __syncthreads();
-    if (warp == 0) {
-        const int n = list_tiles(found, count, list);
-        if (lane == 0) {
-            total = n;
-        }
-    }
-    __syncthreads();
-    const int n_tiles = total;
-    const auto tile_at = [&](int i) { return first + (list[i] & ~PLAIN); };
-    if (n_tiles == 0 || tile_at(0) != first) {
-        wait_copies<0>();
-        keys.wait(0);
-        values.wait(0);
-    }
-    if (n_tiles > 0 && tile_at(0) != first) {
-        __syncthreads();
-        keys.copy(tile_at(0), 0);
-        values.copy(tile_at(0), 0);
-        commit_copies();
-        wait_copies<0>();
-    }
-    int newest = first;  // the last tile whose K is under way
-#pragma unroll 1
-    for (int i = 1; i < STAGES; ++i) {
-        if (i < n_tiles) {
-            newest = tile_at(i);
-            keys.copy(newest, i);
-        }
-        commit_copies();
-        if (i < n_tiles) {
-            values.copy(newest, i);
-        }
-        commit_copies();
-    }
+    const int n_tiles = block.begin<T>(a, row_s, q_s, found, list, [&](int i) {  // the first tiles are seen nearly always
+        copy_both(keys, values, i < block.count, block.first + i, i);
+    });
+    const auto tile_at = [&](int i) { return block.first + (list[i] & ~PLAIN); };
+    copy_anew(keys, values, 0, 1, block.first, block.count, n_tiles, tile_at, [] { __syncthreads(); });
+    int newest = 0;  // the last tile whose K is under way
 
     // This warp's part of S: rows of Q from m0 on, KV rows of the tile from n0 on.
     const bool scores = warp < T::KV_WARPS*T::M_WARPS;
@@ -131,22 +64,13 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     int       stage   = 0;  // i % STAGES
     for (int i = 0; i < n_tiles; ++i) {
         const uint16_t entry  = list[i];
-        const int      column = (first + (entry & ~PLAIN))*T::N + n0;
+        const int      column = (block.first + (entry & ~PLAIN))*T::N + n0;
         const char *   k_tile = ring_k + stage*slot_k + k_shift;
         const char *   v_tile = ring_v + stage*slot_v + v_shift;
         char * const   p_tile = p_s + i % 2*T::M*T::P_STRIDE;
         float          s[T::OWN_M][T::OWN_N][4] = {};
         float          more[T::OWN_M][2];
 
-        // The largest score of this lane in a row.
-        const auto largest = [&](int m, int h) {
-            float x = fmaxf(s[m][0][2*h], s[m][0][2*h + 1]);
-#pragma unroll
-            for (int n = 1; n < T::OWN_N; ++n) {
-                x = fmaxf(x, fmaxf(s[m][n][2*h], s[m][n][2*h + 1]));
-            }
-            return x;
-        };
         // P against the reference maximum, and the sums that it adds.
         const auto soften = [&]() {
 #pragma unroll
@@ -171,43 +95,14 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
         if (scores) {
             with_type<T::TYPE_K, T::D_K>(a.type_k, [&](auto type) {
                 constexpr int own = decltype(type)::value;
-                score<T, own>(s, q_at, k_tile + n0*tile_stride(own, T::D_K));
+                score<T, own>(s, [&](uint32_t (&to)[4], int m, int step) { load_matrices(to, q_at + m*16*T::Q_STRIDE + step*32); }, k_tile + n0*tile_stride(own, T::D_K));
             });
-            if (a.softcap != 0.0f) {
-#pragma unroll
-                for (int m = 0; m < T::OWN_M; ++m) {
-#pragma unroll
-                    for (int n = 0; n < T::OWN_N; ++n) {
-#pragma unroll
-                        for (int e = 0; e < 4; ++e) {
-                            s[m][n][e] = a.softcap*(1.0f - 2.0f/(exp2_of(2.0f*s[m][n][e]) + 1.0f));
-                        }
-                    }
-                }
-            }
-            if (!(entry & PLAIN)) {
-#pragma unroll
-                for (int m = 0; m < T::OWN_M; ++m) {
-#pragma unroll
-                    for (int h = 0; h < 2; ++h) {
-                        const int    r   = m0 + 16*m + g + 8*h;
-                        const char * row = mask + (row_s[r].x - first_position)*a.mask_row;
-#pragma unroll
-                        for (int n = 0; n < T::OWN_N; ++n) {
-#pragma unroll
-                            for (int e = 0; e < 2; ++e) {
-                                const int c = column + 8*n + 2*t + e;
-                                s[m][n][2*h + e] += c >= a.n_kv ? -INFINITY : mask == nullptr ? 0.0f : slope_s[r]*__half2float(*(const half *) (row + 2*c));
-                            }
-                        }
-                    }
-                }
-            }
+            bias<T>(a, block, s, row_s, slope_s, m0, column, entry & PLAIN);
 #pragma unroll
             for (int m = 0; m < T::OWN_M; ++m) {
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
-                    exceeds |= largest(m, h) > high[m][h] + RAISE;
+                    exceeds |= largest(s, m, h) > high[m][h] + RAISE;
                 }
             }
         }
@@ -226,9 +121,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
                 for (int m = 0; m < T::OWN_M; ++m) {
 #pragma unroll
                     for (int h = 0; h < 2; ++h) {
-                        float x = largest(m, h);
-                        x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, 1));
-                        x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, 2));
+                        const float x = row_maximum(largest(s, m, h));
                         if (t == 0) {
                             top_s[warp % T::KV_WARPS*T::M + m0 + 16*m + g + 8*h] = x;
                         }
@@ -291,7 +184,8 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
         }
         values.wait(stage);
         with_type<T::TYPE_V, T::D_V>(a.type_v, [&](auto type) {
-            weigh<T, decltype(type)::value>(o, shared_address(p_tile) + lane % 16*T::P_STRIDE + lane/16*16, v_tile, warp);
+            const uint32_t p_at = shared_address(p_tile) + lane % 16*T::P_STRIDE + lane/16*16;
+            weigh<T, decltype(type)::value>(o, [&](uint32_t (&to)[4], int m, int step) { load_matrices(to, p_at + m*16*T::P_STRIDE + step*32); }, v_tile, warp);
         });
         stage = stage + 1 == STAGES ? 0 : stage + 1;
     }
@@ -303,9 +197,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
         for (int m = 0; m < T::OWN_M; ++m) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                float x = sum[m][h];
-                x += __shfl_xor_sync(0xFFFFFFFF, x, 1);
-                x += __shfl_xor_sync(0xFFFFFFFF, x, 2);
+                const float x = row_sum(sum[m][h]);
                 if (t == 0) {
                     top_s[warp % T::KV_WARPS*T::M + m0 + 16*m + g + 8*h] = x;
                 }
@@ -313,50 +205,24 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
         }
     }
     __syncthreads();
-    const bool permuted_v = is_quantised(T::TYPE_V == ANY ? a.type_v : T::TYPE_V);
 #pragma unroll
     for (int m = 0; m < T::M_TILES; ++m) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const int r = 16*m + g + 8*h;
-            if (r >= rows) {
+            if (r >= block.rows) {
                 continue;
             }
-            const int     head = row_s[r].y;
-            const int64_t row  = ((int64_t) stream*a.n_q + row_s[r].x)*a.n_head + head;
             float all = 0.0f;
 #pragma unroll
             for (int w = 0; w < T::KV_WARPS; ++w) {
                 all += top_s[w*T::M + r];
             }
-            const float at = high_s[r];
-            float       by = 1.0f;
-            float *     to;
-            if (a.parts > 1) {
-                to = a.partial + (row*a.parts + part)*T::D_V;
-                if (warp == 0 && t == 0) {
-                    a.meta[row*a.parts + part] = make_float2(at, all);
-                }
-            } else {
-                to = a.dst + row*T::D_V;
-                const float sink = a.sinks != nullptr ? 1.44269504f*a.sinks[head] : -INFINITY;
-                const float most = fmaxf(fmaxf(at, sink), -1e30f);
-                const float own  = exp2_of(at - most);
-                const float full = all*own + exp2_of(sink - most);
-                by = full > 0.0f ? own/full : 0.0f;
-            }
-            to += warp*T::SLICE;
-            if (permuted_v) {
-#pragma unroll
-                for (int j = 0; j < T::FRAGMENTS; j += 2) {  // elements 4t to 4t + 3 of 16, see kv.cuh
-                    *(float4 *) (to + 8*j + 4*t) = make_float4(o[m][j][2*h]*by, o[m][j + 1][2*h]*by, o[m][j][2*h + 1]*by, o[m][j + 1][2*h + 1]*by);
-                }
-            } else {
-#pragma unroll
-                for (int j = 0; j < T::FRAGMENTS; ++j) {
-                    *(float2 *) (to + 8*j + 2*t) = make_float2(o[m][j][2*h]*by, o[m][j][2*h + 1]*by);
-                }
-            }
+            float         by;
+            float * const to = block.end(a, row_s[r], high_s[r], all, T::D_V, warp == 0 && t == 0, by);
+            with_type<T::TYPE_V, T::D_V>(a.type_v, [&](auto type) {
+                write_row<decltype(type)::value>(o[m], h, by, to + warp*T::SLICE, t);
+            });
         }
     }
 #endif

@@ -157,6 +157,21 @@ template <int type> static __device__ __forceinline__ void load_v(const char * r
     decode<type>(low, high, head_of_v<type>(block0, block1, g), to);
 }
 
+// A row of O as the fragments have it, `h`: row g (0) or g + 8 (1), times `by`, to `to` on.
+template <int type, int FRAGMENTS> static __device__ __forceinline__ void write_row(const float (&o)[FRAGMENTS][4], int h, float by, float * to, int t) {
+    if constexpr (is_quantised(type)) {
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; f += 2) {  // elements 4t to 4t + 3 of 16
+            *(float4 *) (to + 8*f + 4*t) = make_float4(o[f][2*h]*by, o[f + 1][2*h]*by, o[f][2*h + 1]*by, o[f + 1][2*h + 1]*by);
+        }
+    } else {
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; ++f) {
+            *(float2 *) (to + 8*f + 2*t) = make_float2(o[f][2*h]*by, o[f][2*h + 1]*by);
+        }
+    }
+}
+
 // Two bf16 values as f16.
 static __device__ __forceinline__ uint32_t from_bf16(uint32_t pair) {
     return bits_of(__floats2half2_rn(__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000u)));

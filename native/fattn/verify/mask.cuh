@@ -35,42 +35,76 @@ static __device__ __noinline__ int look(const char * mask, int64_t mask_row, boo
     return (__any_sync(0xFFFFFFFF, seen) ? 1 : 0) | (__any_sync(0xFFFFFFFF, biased) ? 2 : 0);
 }
 
-// What `look` says of each of the part's tiles, into `found`: the warps share them. Vectors of several tiles are under way together.
-template <class T>
-static __device__ __forceinline__ void look_at_tiles(const Arguments & a, const char * mask, int positions, int first, int count, uint8_t * found) {
-    constexpr int AHEAD = 2;
-    const int     warp = threadIdx.x/32, lane = threadIdx.x % 32;
-    for (int base = warp; base < count; base += AHEAD*T::WARPS) {
-        int4 x[AHEAD];
-        const auto short_way = [&](int i) { return mask != nullptr && a.mask_vectors && positions*(T::N/8) <= 32 && (first + i + 1)*T::N <= a.n_kv; };
+// What `look` says of each of the part's tiles: the warps share them, and have vectors of several under way. `load` begins, `judge` ends a round of
+// `tiles()` tiles from `base` on.
+template <class T> struct Looks {
+    static constexpr int AHEAD = T::M > 16 || T::N >= 128 ? 8 : 4;  // pieces of a warp
+    static constexpr int COLUMNS = T::N % 64 == 0 ? 64 : T::N;  // that a piece has, of AT_ONCE positions: a vector for each lane
+    static constexpr int VECTORS = COLUMNS/8, AT_ONCE = 32/VECTORS, ACROSS = T::N/COLUMNS;
+    const char * mask;
+    int64_t      row;
+    int          n_kv, positions, first, count;
+    int          fold;  // a tile has 2^fold pieces; AHEAD or more: too many, or it is not aligned
+    int4         x[AHEAD];
+
+    __device__ __forceinline__ Looks(const char * of, int64_t row_bytes, int rows, int n_positions, int first_tile, int n_tiles, bool aligned)
+        : mask(of), row(row_bytes), n_kv(rows), positions(n_positions), first(first_tile), count(n_tiles) {
+        const int pieces = (positions + AT_ONCE - 1)/AT_ONCE*ACROSS;
+        fold = mask == nullptr || !aligned || pieces > AHEAD ? AHEAD : pieces == 1 ? 0 : pieces == 2 ? 1 : pieces <= 4 ? 2 : 3;
+    }
+
+    // Tiles of a warp in a round.
+    __device__ __forceinline__ int share() const { return fold < AHEAD ? AHEAD >> fold : 1; }
+    __device__ __forceinline__ int tiles() const { return share()*T::WARPS; }
+    __device__ __forceinline__ bool short_way(int i) const { return fold < AHEAD && (first + i + 1)*T::N <= n_kv; }
+
+    __device__ __forceinline__ void load(int base) {
+        const int warp = threadIdx.x/32, lane = threadIdx.x % 32;
 #pragma unroll
         for (int u = 0; u < AHEAD; ++u) {
-            const int i = base + u*T::WARPS;
+            const int i = base + warp + (u >> fold)*T::WARPS, piece = u & ((1 << fold) - 1);
+            const int p = piece/ACROSS*AT_ONCE + lane/VECTORS;
             x[u] = make_int4(0xFC00FC00, 0xFC00FC00, 0xFC00FC00, 0xFC00FC00);
-            if (i < count && short_way(i) && lane < positions*(T::N/8)) {
-                x[u] = *(const int4 *) (mask + lane/(T::N/8)*a.mask_row + 2*((first + i)*T::N + lane % (T::N/8)*8));
-            }
-        }
-#pragma unroll
-        for (int u = 0; u < AHEAD; ++u) {
-            const int i = base + u*T::WARPS;
-            if (i < count) {
-                int marks;
-                if (short_way(i)) {
-                    const bool seen   = ((x[u].x ^ 0xFC00FC00) | (x[u].y ^ 0xFC00FC00) | (x[u].z ^ 0xFC00FC00) | (x[u].w ^ 0xFC00FC00)) != 0;
-                    const bool biased = lane < positions*(T::N/8) && ((x[u].x | x[u].y | x[u].z | x[u].w) & 0x7FFF7FFF) != 0;
-                    marks = (__any_sync(0xFFFFFFFF, seen) ? 1 : 0) | (__any_sync(0xFFFFFFFF, biased) ? 2 : 0);
-                } else {
-                    const int column = (first + i)*T::N;
-                    marks = mask != nullptr ? look<T::N>(mask, a.mask_row, a.mask_vectors, a.n_kv, positions, column) : column + T::N > a.n_kv ? 3 : 1;
-                }
-                if (lane == 0) {
-                    found[i] = marks;
-                }
+            if (i < count && short_way(i) && lane < AT_ONCE*VECTORS && p < positions) {
+                x[u] = *(const int4 *) (mask + p*row + 2*((first + i)*T::N + piece % ACROSS*COLUMNS + lane % VECTORS*8));
             }
         }
     }
-}
+
+    __device__ __forceinline__ void judge(int base, uint8_t * found) const {
+        const int warp = threadIdx.x/32, lane = threadIdx.x % 32;
+        bool      seen = false, biased = false;
+#pragma unroll
+        for (int u = 0; u < AHEAD; ++u) {
+            const int i = base + warp + (u >> fold)*T::WARPS, last = (1 << fold) - 1;
+            if (fold < AHEAD && i < count) {
+                if (short_way(i)) {
+                    const int4 y = make_int4(x[u].x ^ 0xFC00FC00, x[u].y ^ 0xFC00FC00, x[u].z ^ 0xFC00FC00, x[u].w ^ 0xFC00FC00);
+                    const bool there = lane < AT_ONCE*VECTORS && (u & last)/ACROSS*AT_ONCE + lane/VECTORS < positions;
+                    seen |= (y.x | y.y | y.z | y.w) != 0;
+                    biased |= there && ((x[u].x | x[u].y | x[u].z | x[u].w) & 0x7FFF7FFF) != 0;
+                    if ((u & last) == last) {
+                        mark(i, (__any_sync(0xFFFFFFFF, seen) ? 1 : 0) | (__any_sync(0xFFFFFFFF, biased) ? 2 : 0), found);
+                        seen = biased = false;
+                    }
+                } else if ((u & last) == last) {
+                    mark(i, look<T::N>(mask, row, true, n_kv, positions, (first + i)*T::N), found);
+                }
+            }
+        }
+        const int i = base + warp;
+        if (fold >= AHEAD && i < count) {
+            const int column = (first + i)*T::N;
+            mark(i, mask != nullptr ? look<T::N>(mask, row, row % 16 == 0 && (uintptr_t) mask % 16 == 0, n_kv, positions, column) : column + T::N > n_kv ? 3 : 1, found);
+        }
+    }
+
+    static __device__ __forceinline__ void mark(int i, int marks, uint8_t * found) {
+        if (threadIdx.x % 32 == 0) {
+            found[i] = marks;
+        }
+    }
+};
 
 // The list of the tiles that some row of Q sees, relative to the part's first; returns how many. One warp calls it.
 static __device__ __forceinline__ int list_tiles(const uint8_t * found, int count, uint16_t * list) {

@@ -54,6 +54,10 @@ static __device__ __forceinline__ void wait_barrier(uint32_t barrier, uint32_t p
         "}" ::"r"(barrier), "r"(parity) : "memory");
 }
 
+static __device__ __forceinline__ void prefetch_map(const void * map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 // One box of a tensor map of four axes; what lies outside of the tensor is zeros.
 static __device__ __forceinline__ void copy_box(uint32_t to, const void * map, int c0, int c1, int c2, int c3, uint32_t barrier) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to), "l"(map), "r"(c0), "r"(c1),
@@ -62,6 +66,7 @@ static __device__ __forceinline__ void copy_box(uint32_t to, const void * map, i
 #else
 static __device__ __forceinline__ void init_barrier(uint32_t) {}
 static __device__ __forceinline__ void barriers_are_set() {}
+static __device__ __forceinline__ void prefetch_map(const void *) {}
 static __device__ __forceinline__ void expect_bytes(uint32_t, int) {}
 static __device__ __forceinline__ void wait_barrier(uint32_t, uint32_t) {}
 static __device__ __forceinline__ void copy_box(uint32_t, const void *, int, int, int, int, uint32_t) {}

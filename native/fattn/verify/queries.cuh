@@ -7,22 +7,26 @@ namespace pyllm::verify {
 
 // Rows of Q into shared memory, scaled, as f16 and in the order of K's columns. `load` begins, `store` ends a batch.
 template <class T> struct Queries {
-    static constexpr int VECTORS = T::M*T::D_K/4;
-    static constexpr int EACH    = (VECTORS + T::THREADS - 1)/T::THREADS;
-    static constexpr int BATCH   = EACH < 8 ? EACH : 8;
+    static constexpr int  ROW = T::D_K/4;  // vectors
+    static constexpr int  ROWS = T::HEADS*T::M;
+    static constexpr int  EACH = (ROWS*ROW + T::THREADS - 1)/T::THREADS;
+    static constexpr int  BATCH = (EACH + (EACH + 15)/16 - 1)/((EACH + 15)/16);  // at most 16
+    static constexpr bool REGULAR = T::THREADS % ROW == 0;  // a thread has one column of vectors
+    static constexpr bool WHOLE = ROWS*ROW % (BATCH*T::THREADS) == 0;
     float4 x[BATCH];
 
-    __device__ __forceinline__ void load(const Arguments & a, const char * q, int row0, int rows, int first_head, int first) {
+    static __device__ __forceinline__ int row_of(int u) { return REGULAR ? threadIdx.x/ROW + u*(T::THREADS/ROW) : (threadIdx.x + u*T::THREADS)/ROW; }
+    static __device__ __forceinline__ int column_of(int u) { return 4*(REGULAR ? threadIdx.x % ROW : (threadIdx.x + u*T::THREADS) % ROW); }
+
+    __device__ __forceinline__ void load(const Arguments & a, const char * q, const int2 * row_s, int first) {
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
-            const int i = threadIdx.x + (first + u)*T::THREADS;
+            const int r = row_of(first + u);
             x[u] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (i < VECTORS) {
-                const int r = i/(T::D_K/4), c = i % (T::D_K/4)*4;
-                if (r < rows) {
-                    const int     position = (int) ((row0 + r)*a.per_gqa >> 32);
-                    const int     head     = first_head + row0 + r - position*a.gqa;
-                    const float * from = (const float *) (q + position*a.at_q.row + head*a.at_q.head) + c;
+            if (WHOLE || r < ROWS) {
+                const int2 at = row_s[r];
+                if (at.y >= 0) {
+                    const float * from = (const float *) (q + at.x*a.at_q.row + at.y*a.at_q.head) + column_of(first + u);
                     x[u] = a.q_vectors ? *(const float4 *) from : make_float4(from[0], from[1], from[2], from[3]);
                 }
             }
@@ -32,9 +36,8 @@ template <class T> struct Queries {
     __device__ __forceinline__ void store(const Arguments & a, char * q_s, int first, bool permuted) const {
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
-            const int i = threadIdx.x + (first + u)*T::THREADS;
-            if (i < VECTORS) {
-                const int r = i/(T::D_K/4), c = i % (T::D_K/4)*4;
+            const int r = row_of(first + u), c = column_of(first + u);
+            if (WHOLE || r < ROWS) {
                 const float4 y = make_float4(x[u].x*a.scale, x[u].y*a.scale, x[u].z*a.scale, x[u].w*a.scale);
                 half * const to = (half *) (q_s + r*T::Q_STRIDE);
                 if (permuted) {

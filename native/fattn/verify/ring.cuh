@@ -32,7 +32,7 @@ static __device__ __forceinline__ int shift_of(const char * first, int width) {
 template <int N, int THREADS, int WIDTH>
 static __device__ __forceinline__ void copy_rows(uint32_t to, const char * from, int64_t row_stride, int rows, int bytes, int stride) {
     const int chunks = (bytes + WIDTH - 1)/WIDTH;
-    for (int i = threadIdx.x; i < N*chunks; i += THREADS) {
+    for (int i = threadIdx.x % THREADS; i < N*chunks; i += THREADS) {
         const int r = i/chunks;
         const int c = i - r*chunks;
         copy_async<WIDTH>(to + r*stride + c*WIDTH, from + (r < rows ? r*row_stride + c*WIDTH : 0), r < rows ? min(WIDTH, bytes - c*WIDTH) : 0);
@@ -50,7 +50,7 @@ static __device__ __noinline__ void copy_any(uint32_t to, const char * first, in
     } else if (width == 4) {
         copy_rows<N, THREADS, 4>(to, first, row_stride, rows, bytes, stride);
     } else {
-        for (int i = threadIdx.x; i < N*(bytes/2); i += THREADS) {
+        for (int i = threadIdx.x % THREADS; i < N*(bytes/2); i += THREADS) {
             const int r = i/(bytes/2);
             const int c = i - r*(bytes/2);
             const uint16_t x = r < rows ? *(const uint16_t *) (first + r*row_stride + 2*c) : 0;
@@ -73,14 +73,14 @@ template <int N, int THREADS, int TYPE, int D> struct Copier {
     uint32_t     to, valid;
 
     __device__ __forceinline__ void start(const char * first, int64_t row_stride) {
-        const int shift = shift_of(first, 16);
+        const int shift = shift_of(first, 16), thread = threadIdx.x % THREADS;
         base       = first - shift;
         tile_bytes = (uint32_t) (N*row_stride);
-        to         = REGULAR ? threadIdx.x/CHUNKS*STRIDE + threadIdx.x % CHUNKS*16 : threadIdx.x*16;
+        to         = REGULAR ? thread/CHUNKS*STRIDE + thread % CHUNKS*16 : thread*16;
         valid      = 0;
 #pragma unroll
         for (int j = 0; j < PIECES; ++j) {
-            const int i = threadIdx.x + j*THREADS;
+            const int i = thread + j*THREADS;
             const int r = i/CHUNKS, c = i - r*CHUNKS;
             valid |= (i < N*CHUNKS && 16*c < shift + BYTES ? 1u : 0u) << j;
             if (!REGULAR || j == 0) {
@@ -130,7 +130,8 @@ template <int N, int THREADS, int TYPE, int D> struct Ring {
         slot_bytes = (uint32_t) (N*tile_stride(type, D));
         full       = shared_address(barriers);
 #if __CUDA_ARCH__ >= 900
-        if (bulk() && threadIdx.x == 0) {
+        if (bulk() && threadIdx.x % THREADS == 0) {
+            prefetch_map(&boxes->map);
             for (int i = 0; i < STAGES; ++i) {
                 init_barrier(full + 8*i);
             }
@@ -154,7 +155,7 @@ template <int N, int THREADS, int TYPE, int D> struct Ring {
         const uint32_t to = slots + slot*slot_bytes;
 #if __CUDA_ARCH__ >= 900
         if (bulk()) {
-            if (threadIdx.x == 0) {
+            if (threadIdx.x % THREADS == 0) {
                 expect_bytes(full + 8*slot, boxes->bytes);
                 copy_box(to, &boxes->map, (head*boxes->per_head & ~15) >> boxes->element, tile*N, boxes->per_head != 0 ? 0 : head, stream, full + 8*slot);
             }
@@ -180,5 +181,39 @@ template <int N, int THREADS, int TYPE, int D> struct Ring {
     // Bytes from a slot's begin to the first row's.
     __device__ __forceinline__ int shift() const { return shift_of(from, width); }
 };
+
+// K and V of a tile into `slot` of both rings, in this order.
+template <class K, class V> static __device__ __forceinline__ void copy_both(const K & keys, const V & values, bool there, int tile, int slot) {
+    if (there) {
+        keys.copy(tile, slot);
+    }
+    commit_copies();
+    if (there) {
+        values.copy(tile, slot);
+    }
+    commit_copies();
+}
+
+// The first STAGES tiles were copied before the list of those that are seen was made: tiles `place`, `place` + `step` ... of `count`. Where the list has
+// others in their place, these are copied instead. `tile_at(i)` is tile i of the list, from `first` on when all are seen.
+template <class K, class V, class F, class G>
+static __device__ __forceinline__ void copy_anew(K & keys, V & values, int place, int step, int first, int count, int n_tiles, F && tile_at, G && meet) {
+    bool anew = false;
+#pragma unroll 1
+    for (int i = 0; i < STAGES; ++i, place += step) {
+        const bool wanted = place < n_tiles;
+        if (place < count && (!wanted || tile_at(place) != first + place)) {
+            wait_copies<0>();
+            keys.wait(i);
+            values.wait(i);
+            meet();
+            copy_both(keys, values, wanted, wanted ? tile_at(place) : 0, i);
+            anew = true;
+        }
+    }
+    if (anew) {
+        wait_copies<0>();
+    }
+}
 
 }  // namespace pyllm::verify

@@ -1,13 +1,14 @@
-// The verify kernel: a few query rows over a long cache, K and V read once as they are stored.
+// The verify kernels: a few query rows over a long cache, K and V read once as they are stored.
 //
-// A block has M rows of Q that share a KV head (query positions x query heads, position major), and a part of the KV rows that the mask leaves. Its
-// warps divide a tile of N KV rows twice: for S = Q K^T by KV rows, for O += P V by columns of V; so each quant is decoded by one warp, or of K by those that divide the rows of Q.
+// A block has M rows of Q that share a KV head (query positions x query heads, position major), and a part of the KV rows that the mask leaves. Rings of
+// slots have K and V tiles as stored, filled by asynchronous copies in the order K0 V0 K1 V1 ... There are two ways to share the work among the warps:
 //
-//   rings of slots  K and V tiles as stored, filled by asynchronous copies in the order K0 V0 K1 V1 ...
-//   S, P            softmax against a reference maximum that all warps know; P goes through shared memory as f16
-//   one barrier     for each tile: P and V are visible, K of the next tile is, and the slots of K and of the V before are free
+//   Tile   together: all divide a tile of N KV rows twice, for S = Q K^T by KV rows, for O += P V by columns of V; so each quant is decoded by one warp, or
+//          of K by those that divide the rows of Q. P goes through shared memory as f16. One barrier for each tile: P and V are visible, K of the next
+//          tile is, and the slots of K and of the V before are free.
+//   Teams  each team has tiles of its own, and each of its warps whole rows of P, in registers.
 //
-// The reference maximum moves only when a score exceeds it by 2^RAISE: the barrier votes, and then O and the sums are scaled.
+// The softmax is taken against a reference maximum. It moves only when a score exceeds it by 2^RAISE; then O and the sums are scaled.
 #pragma once
 
 #include "fattn/verify/kv.cuh"
@@ -55,21 +56,38 @@ template <int D_K_, int D_V_, int M_, int N_, int WARPS_, int ROWS_, int TYPE_K_
     static constexpr int OWN_N = ROWS/8;
     static constexpr int SLICE = D_V/WARPS;        // columns of V
     static constexpr int FRAGMENTS = SLICE/8;
+    static constexpr int OWN_O = M_TILES;          // of O
     // Long rows of K with few fragments: two sums instead of one, or each product waits for the one before.
     static constexpr bool TWO_SUMS = D_K >= 256 && OWN_M*OWN_N <= 2;
     static_assert(M % 16 == 0 && N % 16 == 0 && N % ROWS == 0 && ROWS % 8 == 0 && WARPS % KV_WARPS == 0 && M_TILES % M_WARPS == 0, "whole fragments");
     static_assert(D_V % WARPS == 0 && SLICE % 16 == 0 && D_K % 16 == 0, "whole fragments");
     static_assert(ROWS >= 16 || D_K % 32 == 0, "eight rows are loaded with 32 columns");
+    static constexpr int HEADS = 1;
     static constexpr int Q_STRIDE = 2*D_K + 16;  // bytes; odd multiples of 16
     static constexpr int P_STRIDE = 2*N + 16;
-
-    static __host__ __device__ constexpr int slot_k(int type) { return N*tile_stride(type, D_K); }
-    static __host__ __device__ constexpr int slot_v(int type) { return N*tile_stride(type, D_V); }
 };
 
-// S += Q K^T for the rows of Q from `q` and ROWS rows of K from `k`.
-template <class T, int TYPE> static __device__ __forceinline__ void score(float (&s)[T::OWN_M][T::OWN_N][4], uint32_t q, const char * k) {
-    constexpr int stride = tile_stride(TYPE, T::D_K);
+// An instance whose block has several teams of warps, each with tiles and rings of its own. A tile has HEADS neighbouring KV heads, whose rows lie side by
+// side; the warps of a team divide them and the rows of Q. Each has whole rows of P, in registers, and of O.
+template <int D_K_, int D_V_, int M_, int N_, int WARPS_, int TEAMS_, int HEADS_, int TYPE_K_, int TYPE_V_> struct Teams {
+    static constexpr int  D_K = D_K_, D_V = D_V_, M = M_, N = N_, WARPS = WARPS_, TEAMS = TEAMS_, HEADS = HEADS_, TYPE_K = TYPE_K_, TYPE_V = TYPE_V_;
+    static constexpr int  THREADS = 32*WARPS;
+    static constexpr int  MATES = WARPS/TEAMS, OF_HEAD = MATES/HEADS;
+    static constexpr int  OWN_M = M/16/OF_HEAD, OWN_O = OWN_M;
+    // Q stays in registers where these last for it beside O. Beside what decodes quants they do not.
+    static constexpr bool HELD = !is_quantised(TYPE_K) && TYPE_K != ANY && OWN_M*(D_K/4 + D_V/2) <= 96;
+    static constexpr int  OWN_N = N/8;
+    static constexpr int  SLICE = D_V, FRAGMENTS = D_V/8;
+    static constexpr bool TWO_SUMS = false;
+    static constexpr int  Q_STRIDE = 2*D_K + 16;
+    static constexpr int  O_STRIDE = D_V + 8;  // floats; what joins the teams
+    static_assert(MATES % HEADS == 0 && M % (16*OF_HEAD) == 0 && WARPS % TEAMS == 0 && N % 16 == 0 && D_K % 16 == 0 && D_V % 16 == 0, "whole fragments");
+    static_assert(MATES == 1 || TEAMS < 16, "a barrier for each team");
+};
+
+// S += Q K^T for this warp's rows of Q and ROWS rows of K from `k` on. `q(fragment, m, step)` gives rows 16m.. and columns 16 step.. of Q.
+template <class T, int TYPE, class Q> static __device__ __forceinline__ void score(float (&s)[T::OWN_M][T::OWN_N][4], Q && q, const char * k) {
+    constexpr int stride = tile_stride(TYPE, T::D_K*T::HEADS);
     const int     lane   = threadIdx.x % 32;
     float         more[T::OWN_M][T::OWN_N][4] = {};  // the odd steps' sums, where there are two
     const auto    sum_of = [&](int step) -> auto & { return T::TWO_SUMS && step % 2 == 1 ? more : s; };
@@ -87,7 +105,7 @@ template <class T, int TYPE> static __device__ __forceinline__ void score(float 
 #pragma unroll
                 for (int step = 0; step < 2; ++step) {
                     uint32_t a[4];
-                    load_matrices(a, q + m*16*T::Q_STRIDE + (2*b + step)*32);
+                    q(a, m, 2*b + step);
 #pragma unroll
                     for (int n = 0; n < T::OWN_N; ++n) {
                         multiply_add(sum_of(step)[m][n], a, fragment[n][2*step], fragment[n][2*step + 1]);
@@ -113,9 +131,9 @@ template <class T, int TYPE> static __device__ __forceinline__ void score(float 
 #pragma unroll
             for (int m = 0; m < T::OWN_M; ++m) {
                 uint32_t a[4];
-                load_matrices(a, q + m*16*T::Q_STRIDE + step*32);
+                q(a, m, step);
                 multiply_add(sum_of(0)[m][0], a, b[0], b[1]);
-                load_matrices(a, q + m*16*T::Q_STRIDE + step*32 + 32);
+                q(a, m, step + 1);
                 multiply_add(sum_of(1)[m][0], a, b[2], b[3]);
             }
         }
@@ -132,7 +150,7 @@ template <class T, int TYPE> static __device__ __forceinline__ void score(float 
 #pragma unroll
             for (int m = 0; m < T::OWN_M; ++m) {
                 uint32_t a[4];
-                load_matrices(a, q + m*16*T::Q_STRIDE + step*32);
+                q(a, m, step);
 #pragma unroll
                 for (int n = 0; n < T::OWN_N/2; ++n) {
                     multiply_add(sum_of(step)[m][2*n], a, b[n][0], b[n][1]);
@@ -140,7 +158,8 @@ template <class T, int TYPE> static __device__ __forceinline__ void score(float 
                 }
             }
         }
-    }    if constexpr (T::TWO_SUMS) {
+    }
+    if constexpr (T::TWO_SUMS) {
 #pragma unroll
         for (int m = 0; m < T::OWN_M; ++m) {
 #pragma unroll
@@ -154,28 +173,29 @@ template <class T, int TYPE> static __device__ __forceinline__ void score(float 
     }
 }
 
-// O += P V for all rows of Q and the columns of V of this warp, from `v` on.
-template <class T, int TYPE>
-static __device__ __forceinline__ void weigh(float (&o)[T::M_TILES][T::FRAGMENTS][4], uint32_t p, const char * v, int warp) {
-    constexpr int stride = tile_stride(TYPE, T::D_V);
+// O += P V for N rows of V from `v` on and the columns of this warp, the `slice`th share of them. `p(fragment, m, step)` gives rows 16m.. and columns
+// 16 step.. of P.
+template <class T, int TYPE, class P>
+static __device__ __forceinline__ void weigh(float (&o)[T::OWN_O][T::FRAGMENTS][4], P && p, const char * v, int slice) {
+    constexpr int stride = tile_stride(TYPE, T::D_V*T::HEADS);
     const int     lane   = threadIdx.x % 32;
     const int     g = lane/4, t = lane % 4;
 #pragma unroll
     for (int step = 0; step < T::N/16; ++step) {
-        uint32_t a[T::M_TILES][4];
+        uint32_t a[T::OWN_O][4];
 #pragma unroll
-        for (int m = 0; m < T::M_TILES; ++m) {
-            load_matrices(a[m], p + m*16*T::P_STRIDE + step*32);
+        for (int m = 0; m < T::OWN_O; ++m) {
+            p(a[m], m, step);
         }
         if constexpr (is_quantised(TYPE)) {
             const char * row = v + (16*step + 2*t)*stride;
 #pragma unroll
             for (int b = 0; b < T::SLICE/32; ++b) {
                 uint32_t near[4], far[4];
-                load_v<TYPE>(row, row + stride, warp*(T::SLICE/32) + b, g, near);
-                load_v<TYPE>(row + 8*stride, row + 9*stride, warp*(T::SLICE/32) + b, g, far);
+                load_v<TYPE>(row, row + stride, slice*(T::SLICE/32) + b, g, near);
+                load_v<TYPE>(row + 8*stride, row + 9*stride, slice*(T::SLICE/32) + b, g, far);
 #pragma unroll
-                for (int m = 0; m < T::M_TILES; ++m) {
+                for (int m = 0; m < T::OWN_O; ++m) {
 #pragma unroll
                     for (int j = 0; j < 4; ++j) {
                         multiply_add(o[m][4*b + j], a[m], near[j], far[j]);
@@ -183,14 +203,14 @@ static __device__ __forceinline__ void weigh(float (&o)[T::M_TILES][T::FRAGMENTS
                 }
             }
         } else {
-            const uint32_t row = shared_address(v) + (16*step + lane % 16)*stride + lane/16*16 + warp*T::SLICE*2;
+            const uint32_t row = shared_address(v) + (16*step + lane % 16)*stride + lane/16*16 + slice*T::SLICE*2;
 #pragma unroll
             for (int f = 0; f < T::FRAGMENTS; f += 2) {
                 uint32_t b[4];
                 load_matrices_transposed(b, row + f*16);
                 as_f16<TYPE>(b);
 #pragma unroll
-                for (int m = 0; m < T::M_TILES; ++m) {
+                for (int m = 0; m < T::OWN_O; ++m) {
                     multiply_add(o[m][f], a[m], b[0], b[1]);
                     multiply_add(o[m][f + 1], a[m], b[2], b[3]);
                 }

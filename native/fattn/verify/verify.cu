@@ -13,6 +13,7 @@ void pyllm_fattn_verify(ggml_backend_cuda_context &, ggml_tensor *) {
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 
 // dispatch.cu: notes that a kernel has no room on the device, and says so.
 bool pyllm_fattn_no_room(int blocks_per_sm);
@@ -67,8 +68,14 @@ static int copy_width(const ggml_tensor * t) {
     return bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 2;
 }
 
-// A map for the copy engine of boxes of `rows` rows; no bytes where it does not take the tensor: it is copied in pieces of 16 bytes then, or less.
-static Boxes boxes_of(const ggml_tensor * t, int type, int rows) {
+// How many of its heads lie side by side.
+static int beside(const ggml_tensor * t) {
+    return t->nb[2] == ggml_row_size(t->type, t->ne[0]) ? (int) t->ne[2] : 1;
+}
+
+// A map for the copy engine of boxes of `rows` rows of `heads` heads; no bytes where it does not take the tensor: it is copied in pieces of 16 bytes then,
+// or less.
+static Boxes boxes_of(const ggml_tensor * t, int type, int rows, int heads) {
     Boxes boxes{};
     static const auto encode = [] {
         void *                          found = nullptr;
@@ -79,7 +86,7 @@ static Boxes boxes_of(const ggml_tensor * t, int type, int rows) {
     const bool   within  = t->ne[2] == 1 || t->nb[2] < t->nb[1];  // heads lie side by side in a row
     const size_t bytes   = row_bytes(type, (int) t->ne[0]) + (within ? (t->ne[2] - 1)*t->nb[2] : 0);
     const size_t element = bytes % 8 == 0 ? 8 : 4;
-    const size_t stride  = tile_stride(type, (int) t->ne[0]);
+    const size_t stride  = tile_stride(type, heads*(int) t->ne[0]);
     const auto   whole   = [](size_t n) { return n % 16 == 0; };
     if (encode == nullptr || copy_width(t) != 16 || bytes % element != 0 || stride/element > 256 || !whole((uintptr_t) t->data) || (!within && !whole(t->nb[2])) ||
         (t->ne[3] > 1 && !whole(t->nb[3])) || t->nb[1] < bytes) {
@@ -176,13 +183,13 @@ void pyllm_fattn_verify(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const int64_t d_k     = dst->src[1]->ne[0], d_v = dst->src[2]->ne[0], streams = dst->src[0]->ne[3];
     Arguments     a       = arguments_of(dst);
     const long    rows    = (long) a.n_q*a.gqa;
-    const int     place   = choose((int) d_k, (int) d_v, a.type_k, a.type_v, rows, (int) device.smpbo);
+    const int     place   = choose((int) d_k, (int) d_v, a.type_k, a.type_v, rows, (int) device.smpbo, std::gcd(beside(dst->src[1]), beside(dst->src[2])));
     if (place < 0) {
         pyllm_fattn_no_room(0);
         return;
     }
     const Instance & one      = INSTANCES[place];
-    const size_t     shared   = shared_bytes(one.d_k, one.d_v, one.m, one.n, one.rows, a.type_k, a.type_v);
+    const size_t     shared   = shared_bytes(one, a.type_k, a.type_v);
     const kernel_t   kernel   = kernel_at(one, place);
     const int        resident = resident_blocks(ctx.device, kernel, place, a.type_k, a.type_v, shared);
     if (pyllm_fattn_no_room(resident)) {
@@ -191,11 +198,11 @@ void pyllm_fattn_verify(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     // Tests take the copy engine away.
     static const bool pieces = getenv("PYLLM_TEST_PIECES") != nullptr;
     if (ggml_cuda_highest_compiled_arch(device.cc) >= 900 && !pieces) {
-        a.boxes_k = boxes_of(dst->src[1], a.type_k, one.n);
-        a.boxes_v = boxes_of(dst->src[2], a.type_v, one.n);
+        a.boxes_k = boxes_of(dst->src[1], a.type_k, one.n, one.heads);
+        a.boxes_v = boxes_of(dst->src[2], a.type_v, one.n, one.heads);
     }
     a.row_tiles = (int) ((rows + one.m - 1)/one.m);
-    const long  blocks = (long) a.row_tiles*a.n_head_kv*streams;
+    const long  blocks = (long) a.row_tiles*a.n_head_kv/one.heads*streams;
     a.tiles = (a.n_kv + one.n - 1)/one.n;
     a.parts = split(a.tiles, blocks, device.nsm, resident);
 
@@ -209,7 +216,7 @@ void pyllm_fattn_verify(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     ggml_cuda_kernel_launch(kernel, ggml_cuda_kernel_launch_params(dim3(blocks, a.parts), dim3(32*one.warps), shared, ctx.stream()), a);
     CUDA_CHECK(cudaGetLastError());
     if (a.parts > 1) {
-        ggml_cuda_kernel_launch(join_of(d_v), ggml_cuda_kernel_launch_params(dim3(n_rows), dim3(JOIN_THREADS), a.parts*sizeof(float), ctx.stream()),
+        ggml_cuda_kernel_launch(join_of(d_v), ggml_cuda_kernel_launch_params(dim3(n_rows, d_v/join_columns((int) d_v)), dim3(JOIN_THREADS), a.parts*sizeof(float2), ctx.stream()),
                                 (const float *) a.partial, (const float2 *) a.meta, a.sinks, a.dst, a.n_head, a.parts);
         CUDA_CHECK(cudaGetLastError());
     }
