@@ -172,7 +172,7 @@ def takes_types(dim: int, kind: str) -> bool:
     return kind in TYPES[:-1] and (kind not in QUANTISED or dim % 32 == 0)
 
 
-def choose(head: Heads, type_k: str, type_v: str, rows: int, smem: int, beside: int = 1) -> Instance | None:
+def choose(head: Heads, type_k: str, type_v: str, rows: int, smem: int, *, beside: int = 1) -> Instance | None:
     """The instance for ``rows`` rows of Q that share a KV head, on a device with ``smem`` bytes for a block: geometry.h, `choose`.
 
     ``beside``: so many KV heads lie side by side in the cache.

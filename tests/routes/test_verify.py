@@ -89,13 +89,13 @@ def test_shared_bytes_are_the_kernels(native):
 
 
 def test_the_choice_is_the_kernels(native):
-    expected = [(verify.INSTANCES.index(one),) if (one := verify.choose(*case)) else (-1,) for case in cases()]
+    expected = [(verify.INSTANCES.index(one),) if (one := verify.choose(*case, beside=beside)) else (-1,) for *case, beside in cases()]
     assert native["choice"] == expected
 
 
 def test_every_device_with_asynchronous_copies_has_an_instance():
     for head, type_k, type_v, rows, smem, beside in cases():
-        one = verify.choose(head, type_k, type_v, rows, smem, beside)
+        one = verify.choose(head, type_k, type_v, rows, smem, beside=beside)
         assert one, (head, type_k, type_v, rows, smem)
         assert verify.shared_bytes(one, type_k, type_v) <= smem
 
@@ -109,14 +109,14 @@ def test_a_smaller_block_has_a_shorter_tile():
 def test_neighbours_are_read_together_where_they_lie_side_by_side():
     smem = DEVICES["sm_90"].smem
     for kind in ("q8_0", "q4_0"):
-        pair, odd = (verify.choose((128, 128), kind, kind, 16, smem, beside) for beside in (8, 3))
+        pair, odd = (verify.choose((128, 128), kind, kind, 16, smem, beside=beside) for beside in (8, 3))
         assert (pair.heads, odd.heads) == (2, 1)
         assert verify.row_bytes(kind, 128) % 128 != 0, "or each head has lines of memory of its own"
 
 
 def test_rows_are_read_in_as_few_passes_as_there_can_be():
     for head, type_k, type_v, rows, smem, beside in cases():
-        one = verify.choose(head, type_k, type_v, rows, smem, beside)
+        one = verify.choose(head, type_k, type_v, rows, smem, beside=beside)
         able = [
             other.m
             for other in verify.INSTANCES
