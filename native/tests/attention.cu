@@ -1,6 +1,7 @@
 // Attention on a GPU against a float64 reference, over keys drawn from a seed, and its speed beside upstream's dispatcher.
 //
 //   attention-check sweep SEED FIRST COUNT OUT.json every route that takes a key, poisoned outputs, all outputs looked at for NaN
+//   attention-check shapes OUT.json [ROUTE]        the same for the shapes of a list on stdin, with a mask of chunks
 //   attention-check faults                         nodes that cannot run: a status each time, never an abort
 //   attention-check speed OUT.json [ROUTE]         the shapes of a list on stdin: our dispatcher, or one of its routes, and upstream's in turn
 #include "common.cuh"
@@ -74,12 +75,37 @@ std::string case_text(const Case & c) {
     return text;
 }
 
+// A line of a list of shapes: d_k d_v kv_heads gqa n_kv n_q streams, and one type or K's/V's. K and V as llama.cpp's cache, mask f16.
+bool read_case(const std::string & line, Case & c) {
+    std::istringstream words(line);
+    std::string        types;
+    c = {};
+    if (!(words >> c.d_k >> c.d_v >> c.n_head_kv >> c.gqa >> c.n_kv >> c.n_q >> c.streams >> types)) {
+        return false;
+    }
+    const size_t      slash = types.find('/');
+    const std::string k = types.substr(0, slash), v = slash == std::string::npos ? k : types.substr(slash + 1);
+    for (const ggml_type each : kv_types) {
+        if (k == ggml_type_name(each)) {
+            c.type_k = each;
+        }
+        if (v == ggml_type_name(each)) {
+            c.type_v = each;
+        }
+    }
+    c.mask         = 1;
+    c.scale_factor = 1.0f;
+    c.view         = c.d_k == 576;
+    return true;
+}
+
 struct Tally {
     int64_t keys = 0, nan = 0, wrong = 0, failed = 0;
     double  worst = 0.0;
 };
 
-int sweep(uint64_t seed, int64_t first_key, int64_t count, const char * out_path, const char * only) {
+// `shapes`: these instead of `count` drawn ones.
+int sweep(uint64_t seed, int64_t first_key, int64_t count, const char * out_path, const char * only, const std::vector<Case> & shapes = {}) {
     ggml_backend_t        backend = ggml_backend_cuda_init(0);
     ggml_backend_buffer_t arena   = ggml_backend_buft_alloc_buffer(ggml_backend_cuda_buffer_type(0), (size_t) 24 << 30);
     char *                base    = (char *) ggml_backend_buffer_get_base(arena);
@@ -101,7 +127,7 @@ int sweep(uint64_t seed, int64_t first_key, int64_t count, const char * out_path
     const auto                   begin = std::chrono::steady_clock::now();
     for (int64_t number = first_key; number < first_key + count; ++number) {
         std::mt19937_64 random(seed*1000003 + number);
-        const Case      c = draw(random);
+        const Case      c = shapes.empty() ? draw(random) : shapes[number - first_key];
         Graph           g;
         build(g, c);
         allocate(g, arena);
@@ -231,20 +257,10 @@ int speed(const char * out_path, const char * only) {
     bool        first = true;
     printf("%-44s %-14s %9s %9s %9s %7s %7s\n", "shape", "route", "upstream", "again", "ours us", "ratio", "noise");
     while (std::getline(std::cin, line)) {
-        std::istringstream words(line);
-        Case               c{};
-        std::string        type;
-        if (!(words >> c.d_k >> c.d_v >> c.n_head_kv >> c.gqa >> c.n_kv >> c.n_q >> c.streams >> type)) {
+        Case c;
+        if (!read_case(line, c)) {
             continue;
         }
-        for (const ggml_type each : kv_types) {
-            if (type == ggml_type_name(each)) {
-                c.type_k = c.type_v = each;
-            }
-        }
-        c.mask         = 1;
-        c.scale_factor = 1.0f;
-        c.view         = c.d_k == 576;
         const size_t bytes   = (ggml_row_size(c.type_k, c.d_k) + ggml_row_size(c.type_v, c.d_v))*c.n_kv*c.n_head_kv*c.streams;
         const int    n_nodes = (int) std::clamp<size_t>((600u << 20)/bytes + 1, 2, 64);
         std::vector<Graph> graphs(n_nodes);
@@ -351,12 +367,23 @@ int main(int argc, char ** argv) {
     if (argc >= 6 && strcmp(argv[1], "sweep") == 0) {
         return sweep(strtoull(argv[2], nullptr, 10), atoll(argv[3]), atoll(argv[4]), argv[5], argc > 6 ? argv[6] : nullptr);
     }
+    if ((argc == 3 || argc == 4) && strcmp(argv[1], "shapes") == 0) {
+        std::vector<Case> shapes;
+        std::string       line;
+        for (Case c; std::getline(std::cin, line);) {
+            if (read_case(line, c)) {
+                c.mask_kind = 1;
+                shapes.push_back(c);
+            }
+        }
+        return sweep(1, 0, (int64_t) shapes.size(), argv[2], argc > 3 ? argv[3] : nullptr, shapes);
+    }
     if ((argc == 3 || argc == 4) && strcmp(argv[1], "speed") == 0) {
         return speed(argv[2], argc > 3 ? argv[3] : nullptr);
     }
     if (argc == 2 && strcmp(argv[1], "faults") == 0) {
         return faults();
     }
-    fprintf(stderr, "error: %d arguments are not understood\n\nhint: attention-check sweep SEED FIRST COUNT OUT.json [ROUTE], or attention-check speed OUT.json [ROUTE] < SHAPES\n", argc - 1);
+    fprintf(stderr, "error: %d arguments are not understood\n\nhint: attention-check sweep SEED FIRST COUNT OUT.json [ROUTE], or attention-check shapes|speed OUT.json [ROUTE] < SHAPES\n", argc - 1);
     return 2;
 }

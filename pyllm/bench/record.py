@@ -155,7 +155,7 @@ def _machine(results: Path) -> dict[str, str]:
 
 
 def bench(results: Path, commit: str) -> dict[str, Any]:
-    """The record of what ``ci/gpu bench sanitizer`` leaves in a folder: ``bench-*.json``, ``instances.txt``, ``memcheck.txt``, and ``log.txt``."""
+    """The record of what ``ci/gpu bench sanitizer`` leaves in a folder: ``bench-*.json``, ``instances.txt``, ``memcheck.txt``, ``racecheck.txt``, and ``log.txt``."""
     found = {name: json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in BENCH_FILES}
     return {
         **_machine(results),
@@ -167,7 +167,7 @@ def bench(results: Path, commit: str) -> dict[str, Any]:
             "rates": found[BENCH_FILES[0]]["rates"],
             **{name: [_timed(one) for one in run["results"]] for name, run in found.items()},
             "instances": (results / "instances.txt").read_text(encoding="utf-8").splitlines(),
-            "memcheck": (results / "memcheck.txt").read_text(encoding="utf-8").splitlines()[-1],
+            **{tool: (results / f"{tool}.txt").read_text(encoding="utf-8").splitlines()[-1] for tool in ("memcheck", "racecheck")},
         },
     }
 

@@ -57,9 +57,10 @@ def test_time_grows_linearly_with_the_cache():
         assert us["524288", kind] < 16 * us["32768", kind]
 
 
-def test_memory_was_checked_with_every_instance_that_such_a_device_chooses():
+def test_memory_and_races_were_checked_with_every_instance_that_such_a_device_chooses():
     results = json.loads((RESULTS / "bench-attention-h200.json").read_text(encoding="utf-8"))["results"]
     assert results["memcheck"].endswith("ERROR SUMMARY: 0 errors")
+    assert results["racecheck"].endswith("RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)")
     assert results["instances"] == list(shapes(DEVICES["sm_90"].smem).values())
 
 
