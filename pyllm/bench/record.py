@@ -155,7 +155,10 @@ def _machine(results: Path) -> dict[str, str]:
 
 
 def bench(results: Path, commit: str) -> dict[str, Any]:
-    """The record of what ``ci/gpu bench sanitizer`` leaves in a folder: ``bench-*.json``, ``instances.txt``, ``memcheck.txt``, ``racecheck.txt``, and ``log.txt``."""
+    """The record of what ``ci/gpu bench sanitizer`` leaves in a folder.
+
+    That is ``bench-*.json``, ``instances.txt``, ``memcheck.txt``, ``racecheck.txt``, and ``log.txt``.
+    """
     found = {name: json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in BENCH_FILES}
     return {
         **_machine(results),
