@@ -162,7 +162,7 @@ int sweep(uint64_t seed, int64_t first_key, int64_t count, const char * out_path
         route::describe(node, key);
         for (int32_t forced = -1; forced < PYLLM_ROUTE_COUNT; ++forced) {
             if (forced >= 0 && (route::force(key, forced).row < 0 || (only && strcmp(only, route::route_name(forced)) != 0) ||
-                                (forced != PYLLM_ROUTE_REFERENCE && route::decide(key).route == forced))) {
+                                (!only && forced != PYLLM_ROUTE_REFERENCE && route::decide(key).route == forced))) {
                 continue;
             }
             if (forced < 0 && only) {
