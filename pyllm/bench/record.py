@@ -86,8 +86,8 @@ DEPTH_SOURCES = (
 )
 
 
-#: What `ci/gpu context speculation` leaves beside the runs of depth control, and what decides it.
-DECODE_FILES = ("context-gemma4-q8_0", "context-gemma4-q4_0", "context-qwen35-q8_0", "context-qwen35-q4_0", "dflash-server")
+#: What `ci/gpu context` leaves, and what decides it.
+DECODE_FILES = ("context-gemma4-q8_0", "context-gemma4-q4_0", "context-qwen35-q8_0", "context-qwen35-q4_0")
 DECODE_SOURCES = (
     "native/upstream.lock",
     "native/fattn",
@@ -103,18 +103,40 @@ DECODE_SOURCES = (
 )
 
 
+#: What decides how fast eight slots with DFlash drafts are: over so few KV rows no attention is ours.
+DFLASH_SOURCES = tuple(name for name in DECODE_SOURCES if name != "native/fattn")
+
+
 def decode(results: Path, commit: str) -> dict[str, Any]:
-    """The record of a folder with what ``ci/gpu context speculation`` measured of decoding against the unmodified server, and ``log.txt``."""
+    """The record of a folder with what ``ci/gpu context`` measured of decoding against the unmodified server, and ``log.txt``."""
     runs = {name: json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in DECODE_FILES}
-    kept = ("spec", "prompt_tokens", "tokens", "rounds", "decoding", "kv_types", "results")
     return {
         **_machine(results),
         "commit": commit,
-        "commands": ["ci/gpu context speculation"],
+        "commands": ["ci/gpu context"],
         "sources": list(DECODE_SOURCES),
         "sources_sha256": digest(DECODE_SOURCES),
-        "results": {name: {key: run[key] for key in kept} for name, run in runs.items()},
+        "results": {name: {key: run[key] for key in _OF_A_RUN} for name, run in runs.items()},
     }
+
+
+def dflash(results: Path, commit: str) -> dict[str, Any]:
+    """The record of a folder with ``dflash-server.json`` of ``ci/gpu speculation``, and ``log.txt``.
+
+    Its results are a list of one run, to which those of other hosts belong.
+    """
+    run = json.loads((results / "dflash-server.json").read_text(encoding="utf-8"))
+    return {
+        **_machine(results),
+        "commit": commit,
+        "commands": ["ci/gpu speculation"],
+        "sources": list(DFLASH_SOURCES),
+        "sources_sha256": digest(DFLASH_SOURCES),
+        "results": [{"commit": commit, **{key: run[key] for key in _OF_A_RUN}}],
+    }
+
+
+_OF_A_RUN = ("spec", "prompt_tokens", "tokens", "rounds", "decoding", "kv_types", "results")
 
 
 def depth_on_gpu(results: Path, commit: str) -> dict[str, Any]:
@@ -210,8 +232,8 @@ def stale(path: Path) -> str:
     return ""
 
 
-if __name__ == "__main__":  # python -m pyllm.bench.record attention|bench|decode|depth FOLDER COMMIT > repro/results/attention-DEVICE.json
-    make = {"attention": attention, "bench": bench, "decode": decode, "depth": depth_on_gpu}[sys.argv[1]]
+if __name__ == "__main__":  # python -m pyllm.bench.record attention|bench|decode|depth|dflash FOLDER COMMIT > repro/results/attention-DEVICE.json
+    make = {"attention": attention, "bench": bench, "decode": decode, "depth": depth_on_gpu, "dflash": dflash}[sys.argv[1]]
     text = json.dumps(make(Path(sys.argv[2]), sys.argv[3]), indent=1)
     # A shape in a line.
     print(re.sub(r"\{\s+\"shape\".*?\n   \}", lambda match: re.sub(r"\s+", " ", match[0]), text, flags=re.DOTALL))
