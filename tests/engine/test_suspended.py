@@ -146,7 +146,7 @@ def test_log_probabilities_stay_with_their_tokens() -> None:
         again = request.result()
     assert [one.token for one in again.logprobs] == list(again.tokens) == list(whole.tokens)
     for one, other in zip(again.logprobs, whole.logprobs, strict=True):
-        assert one.logprob == pytest.approx(other.logprob, abs=5e-3)  # a GPU's kernels differ with the rows of a decode
+        assert one.logprob == pytest.approx(other.logprob, abs=2e-2)  # a GPU's kernels differ with the rows of a decode
         assert len(one.top) == 3
     # A chunk has those of its own tokens, none of what was handed out before.
     for chunk in chunks:

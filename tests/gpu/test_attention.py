@@ -59,7 +59,7 @@ def faults(program, **environment):
 def test_contradictory_nodes_fail_their_graph(program):
     code, lines = faults(program)
     assert code == 0, "\n".join(lines)
-    assert sum("and the next graph runs" in line for line in lines) == 10
+    assert sum("and the next graph runs" in line for line in lines) == 11
 
 
 def test_fully_masked_rows(program):
