@@ -75,6 +75,9 @@ std::string case_text(const Case & c) {
     return text;
 }
 
+// Scores that the float64 reference has room for, of a row.
+constexpr int max_scores = 32768;
+
 // A line of a list of shapes: d_k d_v kv_heads gqa n_kv n_q streams, and one type or K's/V's. K and V as llama.cpp's cache, mask f16.
 bool read_case(const std::string & line, Case & c) {
     std::istringstream words(line);
@@ -83,6 +86,7 @@ bool read_case(const std::string & line, Case & c) {
     if (!(words >> c.d_k >> c.d_v >> c.n_head_kv >> c.gqa >> c.n_kv >> c.n_q >> c.streams >> types)) {
         return false;
     }
+    c.type_k = c.type_v = GGML_TYPE_COUNT;
     const size_t      slash = types.find('/');
     const std::string k = types.substr(0, slash), v = slash == std::string::npos ? k : types.substr(slash + 1);
     for (const ggml_type each : kv_types) {
@@ -96,7 +100,7 @@ bool read_case(const std::string & line, Case & c) {
     c.mask         = 1;
     c.scale_factor = 1.0f;
     c.view         = c.d_k == 576;
-    return true;
+    return c.type_k != GGML_TYPE_COUNT && c.type_v != GGML_TYPE_COUNT;
 }
 
 struct Tally {
@@ -115,7 +119,7 @@ int sweep(uint64_t seed, int64_t first_key, int64_t count, const char * out_path
     double *              sums;
     unsigned long long *  nan_dev;
     CUDA_CHECK(cudaMalloc(&sample_dev, samples*sizeof(int)));
-    CUDA_CHECK(cudaMalloc(&scores, (size_t) samples*32768*sizeof(double)));
+    CUDA_CHECK(cudaMalloc(&scores, (size_t) samples*max_scores*sizeof(double)));
     CUDA_CHECK(cudaMalloc(&sums, 2*sizeof(double)));
     CUDA_CHECK(cudaMalloc(&nan_dev, sizeof(unsigned long long)));
     if (!check_types(base)) {
@@ -218,10 +222,16 @@ int sweep(uint64_t seed, int64_t first_key, int64_t count, const char * out_path
         }
         route::force_phase(-1, -1);
     }
+    if (!shapes.empty() && only) {
+        const int64_t played = tallies["forced " + std::string(only)].keys;
+        if (played != count) {
+            complaints.push_back("played " + std::to_string(played) + " of " + std::to_string(count) + " shapes: the route does not take the others");
+        }
+    }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     FILE * file = fopen(out_path, "w");
     fprintf(file, "{\"seed\": %llu, \"keys\": %lld, \"seconds\": %.1f, \"routes\": {", (unsigned long long) seed, (long long) count, seconds);
-    bool first = true, good = true;
+    bool first = true, good = shapes.empty() || complaints.empty();
     printf("%-18s %8s %8s %8s %8s %12s\n", "route", "keys", "failed", "nan", "wrong", "worst nmse");
     for (const auto & [name, t] : tallies) {
         fprintf(file, "%s\"%s\": {\"keys\": %lld, \"failed\": %lld, \"nan\": %lld, \"wrong\": %lld, \"worst_nmse\": %.4g}", first ? "" : ", ", name.c_str(), (long long) t.keys, (long long) t.failed,
@@ -371,10 +381,16 @@ int main(int argc, char ** argv) {
         std::vector<Case> shapes;
         std::string       line;
         for (Case c; std::getline(std::cin, line);) {
-            if (read_case(line, c)) {
-                c.mask_kind = 1;
-                shapes.push_back(c);
+            if (!read_case(line, c) || c.n_kv > max_scores) {
+                fprintf(stderr, "error: `%s` is no shape of at most %d KV rows\n", line.c_str(), max_scores);
+                return 2;
             }
+            c.mask_kind = 1;
+            shapes.push_back(c);
+        }
+        if (shapes.empty()) {
+            fprintf(stderr, "error: there are no shapes on stdin\n");
+            return 2;
         }
         return sweep(1, 0, (int64_t) shapes.size(), argv[2], argc > 3 ? argv[3] : nullptr, shapes);
     }

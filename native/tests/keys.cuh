@@ -77,10 +77,12 @@ ggml_tensor * cache(ggml_context * ctx, const Case & c, ggml_type type, int64_t 
         return ggml_new_tensor_4d(ctx, type, d, c.n_kv, c.n_head_kv, c.streams);
     }
     const int64_t rows = c.n_kv + (c.layout == 0 ? 0 : 37);
-    // A row of another length misaligns all that follow; quantised rows cannot be.
-    const int64_t width = d*c.n_head_kv + (c.layout == 3 ? ggml_is_quantized(type) ? 32 : 3 : 0);
-    ggml_tensor * all   = ggml_new_tensor_3d(ctx, type, width, rows, c.streams);
-    const size_t  skip  = c.layout == 3 && !ggml_is_quantized(type) ? ggml_type_size(type) : 0;
+    // A row of another length misaligns all that follow; quantised rows cannot be. Of these an even number of heads are the middle ones of a cache of two
+    // more: they begin where a head ends.
+    const bool    odd    = c.layout == 3, blocks = ggml_is_quantized(type), middle = odd && blocks && c.n_head_kv % 2 == 0;
+    const int64_t width  = d*c.n_head_kv + (middle ? 2*d : odd ? blocks ? 32 : 3 : 0);
+    ggml_tensor * all    = ggml_new_tensor_3d(ctx, type, width, rows, c.streams);
+    const size_t  skip   = middle ? ggml_row_size(type, d) : odd && !blocks ? ggml_type_size(type) : 0;
     return ggml_view_4d(ctx, all, d, c.n_kv, c.n_head_kv, c.streams, all->nb[1], ggml_row_size(type, d), all->nb[2], skip);
 }
 

@@ -47,13 +47,13 @@ def kernels(text: str) -> list[dict[str, Any]]:
 def shapes(smem: int) -> dict[Instance, str]:
     """For each instance that is chosen on a device with ``smem`` bytes for a block a line of ``pyllm bench attention --shapes``: short, odd, two streams."""
     found: dict[Instance, str] = {}
-    kv_heads = (1, 2)  # of a cache; side by side
-    for (d_k, d_v), type_k, type_v, heads, gqa, n_q in itertools.product(HEADS, TYPES[:-1], TYPES[:-1], kv_heads, (1, 4), (1, 5, 8, 12, 16, 40, 64)):
+    kv_heads = (4, 3)  # two pairs of neighbours, and none
+    for heads, (d_k, d_v), type_k, type_v, gqa, n_q in itertools.product(kv_heads, HEADS, TYPES[:-1], TYPES[:-1], (1, 4), (1, 5, 8, 12, 16, 40, 64)):
         if not (takes_types(d_k, type_k) and takes_types(d_v, type_v)) or gqa * n_q > 64:
             continue
         chosen = choose((d_k, d_v), type_k, type_v, gqa * n_q, smem, beside=heads)
-        if chosen is not None and (heads == 2 or chosen not in found):
-            found[chosen] = found.get(chosen) or f"{d_k} {d_v} {heads} {gqa} 701 {n_q} 2 {type_k}/{type_v}"
+        if chosen is not None:
+            found.setdefault(chosen, f"{d_k} {d_v} {heads} {gqa} 1301 {n_q} 1 {type_k}/{type_v}")
     return found
 
 

@@ -21,6 +21,8 @@ _BLOCK = {"q8_0": 34, "q5_1": 24, "q5_0": 22, "q4_1": 20, "q4_0": 18, "iq4_nl": 
 #: ``STAGES`` and ``MAX_TILES`` of geometry.h.
 _STAGES = 2
 _MAX_TILES = 1024
+#: ``STATIC_BYTES`` of geometry.h: what a kernel has of its own, at most.
+STATIC_BYTES = 256
 
 
 class Instance(NamedTuple):
@@ -183,7 +185,7 @@ def choose(head: Heads, type_k: str, type_v: str, rows: int, smem: int, *, besid
         if (one.d_k, one.d_v) == head
         and (one.type_k, one.type_v) in ((type_k, type_v), ("any", "any"))
         and beside % one.heads == 0
-        and shared_bytes(one, type_k, type_v) <= smem
+        and shared_bytes(one, type_k, type_v) + STATIC_BYTES <= smem
     ]
     return max(able, key=lambda one: (-rows // one.m, one.type_k != "any", -one.m, one.heads, one.n), default=None)
 

@@ -67,6 +67,9 @@ PYLLM_BOTH constexpr int shared_bytes(const Instance & one, int type_k, int type
     return queries + 2*rows*(2*one.n + 16) + ring + (one.n/one.rows + 5)*rows*4 + 3*MAX_TILES;
 }
 
+// What a kernel has of its own beside these, at most: mbarriers, and whatever the compiler adds.
+constexpr int STATIC_BYTES = 256;
+
 constexpr Instance INSTANCES[] = {
 #define VERIFY_INSTANCE(d_k, d_v, m, n, warps, rows, teams, heads, type_k, type_v, blocks) { d_k, d_v, m, n, warps, rows, teams, heads, type_k, type_v, blocks },
 #include "fattn/verify/instances.inc"
@@ -83,7 +86,7 @@ inline int choose(int d_k, int d_v, int type_k, int type_v, long rows, int smem,
     for (int i = 0; i < N_INSTANCES; ++i) {
         const Instance & one = INSTANCES[i];
         const bool exact = one.type_k == type_k && one.type_v == type_v;
-        if (one.d_k != d_k || one.d_v != d_v || !(exact || one.type_k == ANY) || beside % one.heads != 0 || shared_bytes(one, type_k, type_v) > smem) {
+        if (one.d_k != d_k || one.d_v != d_v || !(exact || one.type_k == ANY) || beside % one.heads != 0 || shared_bytes(one, type_k, type_v) + STATIC_BYTES > smem) {
             continue;
         }
         const long rank[5] = { -((rows + one.m - 1)/one.m), exact, -one.m, one.heads, one.n };

@@ -85,7 +85,7 @@ template <int D_K_, int D_V_, int M_, int N_, int WARPS_, int TEAMS_, int HEADS_
     static_assert(MATES == 1 || TEAMS < 16, "a barrier for each team");
 };
 
-// S += Q K^T for this warp's rows of Q and ROWS rows of K from `k` on. `q(fragment, m, step)` gives rows 16m.. and columns 16 step.. of Q.
+// S += Q K^T for this warp's rows of Q and 8 OWN_N rows of K from `k` on. `q(fragment, m, step)` gives rows 16m.. and columns 16 step.. of Q.
 template <class T, int TYPE, class Q> static __device__ __forceinline__ void score(float (&s)[T::OWN_M][T::OWN_N][4], Q && q, const char * k) {
     constexpr int stride = tile_stride(TYPE, T::D_K*T::HEADS);
     const int     lane   = threadIdx.x % 32;

@@ -59,18 +59,21 @@ static join_t join_of(int64_t d_v) {
 static int copy_width(const ggml_tensor * t) {
     const uintptr_t place = (uintptr_t) t->data | (t->ne[2] > 1 ? t->nb[2] : 0) | (t->ne[3] > 1 ? t->nb[3] : 0);
     const uintptr_t row   = t->ne[1] > 1 ? t->nb[1] : 0;
-    // Sixteen at a time from a multiple of sixteen at or before the row's begin: what is decoded has to lie at a multiple of four then, and a tile of f16
-    // at one of sixteen. Offsets within a tile of up to 128 rows have 32 bits.
-    if (row % 16 == 0 && place % (ggml_is_quantized(t->type) ? 4 : 16) == 0 && row < (1u << 25)) {
+    const uintptr_t bytes = ggml_row_size(t->type, t->ne[0]);
+    // Sixteen at a time from a multiple of sixteen at or before the row's begin. That is a multiple of what divides the row, for which `tile_stride` has
+    // room, and of four, at which quants are read; a tile of f16 lies at one of sixteen. Offsets within a tile of up to 256 rows have 32 bits.
+    const uintptr_t begin = ggml_is_quantized(t->type) ? std::clamp<uintptr_t>(bytes & -bytes, 4, 16) : 16;
+    if (row % 16 == 0 && place % begin == 0 && row < (1u << 24)) {
         return 16;
     }
-    const uintptr_t bits = place | row | ggml_row_size(t->type, t->ne[0]);
+    const uintptr_t bits = place | row | bytes;
     return bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 2;
 }
 
-// How many of its heads lie side by side.
+// How many of its heads lie side by side, from a multiple of 16 bytes on: `tile_stride` of several has no room for another begin.
 static int beside(const ggml_tensor * t) {
-    return t->nb[2] == ggml_row_size(t->type, t->ne[0]) ? (int) t->ne[2] : 1;
+    const uintptr_t place = (uintptr_t) t->data | (t->ne[3] > 1 ? t->nb[3] : 0);
+    return t->nb[2] == ggml_row_size(t->type, t->ne[0]) && place % 16 == 0 ? (int) t->ne[2] : 1;
 }
 
 // A map for the copy engine of boxes of `rows` rows of `heads` heads; no bytes where it does not take the tensor: it is copied in pieces of 16 bytes then,
@@ -195,8 +198,9 @@ void pyllm_fattn_verify(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     if (pyllm_fattn_no_room(resident)) {
         return;
     }
-    // Tests take the copy engine away.
+    // Tests take the copy engine away, and have more tiles in a part than this many multiprocessors leave it.
     static const bool pieces = getenv("PYLLM_TEST_PIECES") != nullptr;
+    static const char * const few_parts = getenv("PYLLM_TEST_PARTS");
     if (ggml_cuda_highest_compiled_arch(device.cc) >= 900 && !pieces) {
         a.boxes_k = boxes_of(dst->src[1], a.type_k, one.n, one.heads);
         a.boxes_v = boxes_of(dst->src[2], a.type_v, one.n, one.heads);
@@ -204,7 +208,7 @@ void pyllm_fattn_verify(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     a.row_tiles = (int) ((rows + one.m - 1)/one.m);
     const long  blocks = (long) a.row_tiles*a.n_head_kv/one.heads*streams;
     a.tiles = (a.n_kv + one.n - 1)/one.n;
-    a.parts = split(a.tiles, blocks, device.nsm, resident);
+    a.parts = few_parts == nullptr ? split(a.tiles, blocks, device.nsm, resident) : std::clamp(atoi(few_parts), (a.tiles + MAX_TILES - 1)/MAX_TILES, a.tiles);
 
     const int64_t                n_rows = ggml_nrows(dst);
     ggml_cuda_pool_alloc<float>  partial(ctx.pool());
