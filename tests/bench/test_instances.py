@@ -54,6 +54,15 @@ def test_a_sample_reaches_each_instance_that_a_device_chooses(tmp_path, smem):
     assert {(one.d_k, one.d_v) for one in found} == set(HEADS)
 
 
+def test_in_two_parts_each_team_of_a_sample_uses_a_slot_again(tmp_path):
+    """What the sanitizers are to see: `ci/gpu` splits these caches in two (PYLLM_TEST_PARTS), and a ring has two slots."""
+    found = shapes(232448)
+    path = tmp_path / "shapes"
+    path.write_text("\n".join(found.values()))
+    for one, shape in zip(found, from_file(path), strict=True):
+        assert -(-shape.node.n_kv // one.n) // 2 > 2 * max(1, one.teams)
+
+
 def test_an_instance_that_is_missing_is_told(tmp_path):
     (tmp_path / "sm_80-d128.txt").write_text(TEXT)
     with pytest.raises(ConfigError, match=f"{len(INSTANCES) - 2} instances were not compiled, such as .* for sm_80"):
