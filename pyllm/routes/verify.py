@@ -29,7 +29,8 @@ class Instance(NamedTuple):
     """A compiled kernel.
 
     Without teams all ``warps`` work on a tile: they divide V's columns, and each takes ``rows`` KV rows for the scores. With ``teams``, of
-    ``warps // teams`` each, a team works on a tile of its own, which has ``heads`` neighbouring KV heads. ``blocks`` bounds a kernel's registers.
+    ``warps // teams`` each, a team works on a tile of its own, which has ``heads`` neighbouring KV heads. ``blocks`` bounds a kernel's registers. Where
+    ``m`` is no multiple of 16 the products are transposed.
     """
 
     d_k: int
@@ -73,8 +74,13 @@ class _Tuned(NamedTuple):
 
 
 #: Tiles that measured better (repro/results/attention-h200.json) for head dims, type and rows of Q: long ones, whose warps take 16 or 32 KV rows each and
-#: read Q less often; more warps for f16, which has nothing to decode twice; and teams.
+#: read Q less often; more warps for f16, which has nothing to decode twice; teams; and transposed products, whose rows of Q come by eights.
 _TUNED: dict[tuple[Heads, str, int], _Tuned] = {
+    ((128, 128), "q8_0", 8): _Tuned(_Shape(32, 8, 0, teams=4, heads=2), 1),
+    ((128, 128), "q4_0", 8): _Tuned(_Shape(64, 8, 0, teams=4, heads=2), 1),
+    ((256, 256), "q4_0", 8): _Tuned(_Shape(128, 8, 0, teams=2), 1),
+    ((256, 256), "q4_0", 24): _Tuned(_Shape(128, 8, 0, teams=2), 1),
+    ((512, 512), "q4_0", 8): _Tuned(_Shape(64, 8, 0, teams=2), 1),
     ((128, 128), "f16", 32): _Tuned(_Shape(32, 8, 0, teams=4), 1),
     ((128, 128), "f16", 48): _Tuned(_Shape(32, 12, 0, teams=4), 1),
     ((128, 128), "f16", 64): _Tuned(_Shape(64, 8, 0, teams=2), 1),
@@ -85,7 +91,7 @@ _TUNED: dict[tuple[Heads, str, int], _Tuned] = {
     ((128, 128), "q4_0", 48): _Tuned(_Shape(128, 4, 32), 2),
     ((128, 128), "q4_0", 64): _Tuned(_Shape(128, 4, 32), 1),
     ((256, 256), "f16", 32): _Tuned(_Shape(64, 8, 16), 1),
-    ((256, 256), "f16", 48): _Tuned(_Shape(32, 6, 0, teams=2), 1),
+    ((256, 256), "f16", 48): _Tuned(_Shape(64, 8, 16), 1),
     ((256, 256), "f16", 64): _Tuned(_Shape(64, 8, 16), 1),
     ((256, 256), "q8_0", 16): _Tuned(_Shape(128, 8, 16), 1),
     ((256, 256), "q8_0", 32): _Tuned(_Shape(128, 8, 16), 1),
@@ -123,22 +129,31 @@ def tile_stride(kind: str, dim: int) -> int:
     return 16 * (pieces | 1)
 
 
+def _head_bytes(rows: int, sets: int) -> int:
+    """What lies before Q where there are teams: maxima and sums of each set of rows, the rows of Q, the list of tiles."""
+    return ((sets + 1) * rows * 8 + 12 * rows + 3 * _MAX_TILES + 127) // 128 * 128
+
+
 def shared_bytes(one: Instance, type_k: str, type_v: str) -> int:
     """Bytes of shared memory that ``one`` asks for: Q, two tiles of P, two of K and V each, maxima and sums, the list of tiles.
 
-    Teams have no P there, and in the end their O in place of Q and K and V.
+    Teams have no P there, and in the end their O in place of Q and K and V. Transposed products have where they begin, and a tile of P where several warps
+    share a head.
     """
     rows = one.heads * one.m
     queries = rows * (2 * one.d_k + 16)
     ring = _STAGES * one.n * (tile_stride(type_k, one.heads * one.d_k) + tile_stride(type_v, one.heads * one.d_v))
+    if one.m % 16 != 0:
+        of_head = one.warps // one.teams // one.heads
+        tiles = queries + (one.teams * rows * (2 * one.n + 16) if of_head > 1 else 0) + one.teams * ring
+        return _head_bytes(rows, one.teams * of_head) + rows * one.d_k // 4 + max(tiles, one.teams * rows * 4 * (one.d_v + 4))
     if one.teams > 0:
-        head = ((one.teams + 1) * rows * 8 + 12 * rows + 3 * _MAX_TILES + 127) // 128 * 128
-        return head + max(queries + one.teams * ring, one.teams * rows * 4 * (one.d_v + 8))
+        return _head_bytes(rows, one.teams) + max(queries + one.teams * ring, one.teams * rows * 4 * (one.d_v + 8))
     return queries + 2 * rows * (2 * one.n + 16) + ring + (one.n // one.rows + 5) * rows * 4 + 3 * _MAX_TILES
 
 
-#: Rows of Q of the instances.
-_ROWS = (16, 32, 48, 64)
+#: Rows of Q of the instances. What is no multiple of 16 is for products that are transposed, of which there are those in ``_TUNED``.
+_ROWS = (8, 16, 24, 32, 48, 64)
 
 
 def _blocks(d_v: int, shape: _Shape, m: int) -> int:
@@ -154,14 +169,15 @@ def _instances() -> tuple[Instance, ...]:
         head = (d_k, d_v)
         for m in _ROWS:
             # 48 where it was measured; over head dim 512, 64 rows leave many unused.
-            kinds = [kind for kind in COMMON if d_k in (64, 128, 192, 256, 512) and (m != 48 or head == (512, 512) or (head, kind, m) in _TUNED)]
+            everywhere = m % 16 == 0 and (m != 48 or head == (512, 512))
+            kinds = [kind for kind in COMMON if d_k in (64, 128, 192, 256, 512) and (everywhere or (head, kind, m) in _TUNED)]
             for kind in kinds:
                 shape, blocks = _TUNED.get((head, kind, m), _Tuned(large, _blocks(d_v, large, m)))
                 found.append(Instance(d_k, d_v, m, *shape, kind, kind, blocks))
                 if m == 16 and (head, kind) in _PAIRED:
                     shape, blocks = _PAIRED[head, kind]
                     found.append(Instance(d_k, d_v, m, *shape, kind, kind, blocks))
-            if m != 48 or head == (512, 512):
+            if everywhere:
                 found += [Instance(d_k, d_v, m, *shape, "any", "any", _blocks(d_v, shape, m)) for shape in dict.fromkeys((large, small))]
     return tuple(found)
 

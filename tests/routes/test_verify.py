@@ -23,7 +23,7 @@ from pyllm.routes.tablefile import Table
 NATIVE = Path(__file__).parents[2] / "native"
 KERNELS = NATIVE / "fattn/verify"
 COPYING = [device for device in DEVICES.values() if device.matrix == "ampere"]
-ROW_COUNTS = (1, 2, 15, 16, 17, 33, 48, 49, 64, 65, 88, 96, 97, 512)
+ROW_COUNTS = (1, 2, 8, 9, 15, 16, 17, 24, 25, 33, 48, 49, 64, 65, 88, 96, 97, 512)
 
 PROGRAM = r"""
 #include "fattn/verify/geometry.h"
@@ -48,7 +48,7 @@ int main() {
                 const int parts = split(tiles, blocks, 132, resident);
                 std::printf("parts %d %ld %d %d", tiles, blocks, resident, parts);
                 for (int part = 0; part <= parts; ++part) {
-                    std::printf(" %d", first_tile(part, tiles, parts));
+                    std::printf(" %d", first_tile(part, tiles/parts, tiles % parts));
                 }
                 std::printf("\n");
             }
@@ -109,8 +109,9 @@ def test_a_smaller_block_has_a_shorter_tile():
 def test_neighbours_are_read_together_where_they_lie_side_by_side():
     smem = DEVICES["sm_90"].smem
     for kind in ("q8_0", "q4_0"):
-        pair, odd = (verify.choose((128, 128), kind, kind, 16, smem, beside=beside) for beside in (8, 3))
-        assert (pair.heads, odd.heads) == (2, 1)
+        for rows in (4, 16):
+            pair, odd = (verify.choose((128, 128), kind, kind, rows, smem, beside=beside) for beside in (8, 3))
+            assert (pair.heads, odd.heads) == (2, 1)
         assert verify.row_bytes(kind, 128) % 128 != 0, "or each head has lines of memory of its own"
 
 
@@ -128,11 +129,19 @@ def test_rows_are_read_in_as_few_passes_as_there_can_be():
         assert -(-rows // one.m) == min(-(-rows // m) for m in able)
 
 
+def test_few_rows_of_quants_are_not_padded_to_sixteen():
+    smem = DEVICES["sm_90"].smem
+    for head, kind, rows, m in (((128, 128), "q8_0", 4, 8), ((128, 128), "q4_0", 8, 8), ((256, 256), "q4_0", 6, 8), ((256, 256), "q4_0", 24, 24), ((512, 512), "q4_0", 8, 8)):
+        assert verify.choose(head, kind, kind, rows, smem, beside=4).m == m
+        assert verify.choose(head, "f16", "f16", rows, smem, beside=4).m % 16 == 0
+
+
 def test_parts_cover_the_cache(native):
     for tiles, blocks, resident, count, *begins in native["parts"]:
         assert begins[0] == 0
         assert begins[-1] == tiles
         sizes = [end - begin for begin, end in itertools.pairwise(begins)]
+        assert sizes[-1] == min(sizes), "the last has the mask that is not plain"
         assert 1 <= min(sizes) <= max(sizes) <= min(min(sizes) + 1, 1024)
         if count > -(-tiles // 1024):
             # At most three waves.
@@ -150,6 +159,16 @@ def test_a_wave_is_filled_and_more_are_for_blocks_that_divide_badly(native):
 def test_fragments_are_whole():
     """The kernel's own assertions, so that a wrong instance is seen without a CUDA compiler."""
     for one in verify.INSTANCES:
+        if one.m % 16 != 0:
+            of_head = one.warps // one.teams // one.heads
+            width = one.d_v // of_head
+            assert one.warps == one.teams * one.heads * of_head
+            assert one.m % 8 == one.n % (16 * of_head) == one.d_k % 64 == width % 32 == 0
+            assert width <= 512, "a row of a fragment for each block"
+            assert one.type_k == one.type_v
+            assert one.type_k in ("q8_0", "q4_0")
+            assert one.teams < 16, "each team has a barrier of the sixteen"
+            continue
         if one.teams > 0:
             mates = one.warps // one.teams
             assert one.warps % one.teams == mates % one.heads == one.m % (16 * mates // one.heads) == one.n % 16 == one.d_v % 32 == 0

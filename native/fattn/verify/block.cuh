@@ -19,24 +19,25 @@ struct Block {
     const char * mask;  // of the first position, or nullptr
 
     __device__ __forceinline__ Block(const Arguments & a, int m, int heads) {
-        const int row_tile = blockIdx.x % a.row_tiles, group_stream = blockIdx.x/a.row_tiles, groups = a.n_head_kv/heads;
+        const int group = a.row_tiles == 1 ? blockIdx.x : blockIdx.x/a.row_tiles;
         part           = blockIdx.y;
-        kv_head        = group_stream % groups*heads;
-        stream         = group_stream/groups;
-        row0           = row_tile*m;
+        kv_head        = group*heads;
+        stream         = blockIdx.z;
+        row0           = ((int) blockIdx.x - group*a.row_tiles)*m;
         rows           = min(m, a.n_q*a.gqa - row0);
         first_position = position_of(a, row0);
         positions      = position_of(a, row0 + rows - 1) - first_position + 1;
         q              = a.q + stream*a.at_q.stream;
-        mask           = a.mask == nullptr ? nullptr : a.mask + first_position*a.mask_row + stream % a.mask_streams*a.mask_stream;
-        first          = first_tile(part, a.tiles, a.parts);
-        count          = first_tile(part + 1, a.tiles, a.parts) - first;
+        mask           = a.mask == nullptr ? nullptr : a.mask + first_position*a.mask_row + (a.mask_streams == 1 ? 0 : stream % a.mask_streams)*a.mask_stream;
+        first          = first_tile(part, a.least, a.more);
+        count          = a.least + (part < a.more);
     }
 
     static __device__ __forceinline__ int position_of(const Arguments & a, int row) { return (int) (row*a.per_gqa >> 32); }
 
     // Position and query head of each row, whose head is -1 where it is not there, and the factors of mask values.
     template <class T> __device__ __forceinline__ void list_rows(const Arguments & a, int2 * row_s, float * slope_s) const {
+#pragma unroll 1  // what runs once is bound by the instructions that it has to fetch
         for (int i = threadIdx.x; i < T::HEADS*T::M; i += T::THREADS) {
             const int r        = i % T::M;
             const int row      = row0 + min(r, rows - 1);
@@ -49,8 +50,9 @@ struct Block {
 
     // Q into shared memory, and the list of the tiles that some row sees; returns how many. Every thread calls it, and may read both afterwards.
     // `start(i)` begins to copy the tiles of stage i: the first ones once Q and the mask are on their way, which would wait behind all these otherwise, the
-    // others when the mask is there.
-    template <class T, class F> __device__ __forceinline__ int begin(const Arguments & a, const int2 * row_s, char * q_s, uint8_t * found, uint16_t * list, F && start) const {
+    // others when the mask is there. `prepare()` comes when Q is in shared memory, and what it writes there may be read afterwards.
+    template <class T, class F, class G>
+    __device__ __forceinline__ int begin(const Arguments & a, const int2 * row_s, char * q_s, uint8_t * found, uint16_t * list, F && start, G && prepare) const {
         __shared__ int total;
         const bool     permuted = is_quantised(T::TYPE_K == ANY ? a.type_k : T::TYPE_K);
         Queries<T>     queries;
@@ -58,6 +60,12 @@ struct Block {
         looks.load(0);
         queries.load(a, q, row_s, 0);
         start(0);
+        queries.store(a, q_s, 0, permuted);
+#pragma unroll 1
+        for (int u = Queries<T>::BATCH; u < Queries<T>::EACH; u += Queries<T>::BATCH) {
+            queries.load(a, q, row_s, u);
+            queries.store(a, q_s, u, permuted);
+        }
         looks.judge(0, found);
         for (int i = 1; i < STAGES; ++i) {
             start(i);
@@ -67,13 +75,8 @@ struct Block {
             looks.load(base);
             looks.judge(base, found);
         }
-        queries.store(a, q_s, 0, permuted);
-#pragma unroll 1
-        for (int u = Queries<T>::BATCH; u < Queries<T>::EACH; u += Queries<T>::BATCH) {
-            queries.load(a, q, row_s, u);
-            queries.store(a, q_s, u, permuted);
-        }
         __syncthreads();
+        prepare();
         if (threadIdx.x < 32) {
             const int n = list_tiles(found, count, list);
             if (threadIdx.x == 0) {
@@ -84,22 +87,35 @@ struct Block {
         return total;
     }
 
-    // Where a row of O belongs, and what it is multiplied by, whose reference maximum and sum are these; `once`: this thread alone notes them.
-    __device__ __forceinline__ float * end(const Arguments & a, int2 at_row, float maximum, float sum, int d_v, bool once, float & by) const {
-        const int64_t row = ((int64_t) stream*a.n_q + at_row.x)*a.n_head + at_row.y;
+    // Which row of the result, or of its parts, is that of `at_row`, and what O is multiplied by, with this reference maximum and sum; `once`: this thread alone
+    // notes these. Parts are divided by their sums, so that they lie within V's range: f16.
+    struct End {
+        uint32_t place;
+        float    by;
+    };
+    __device__ __forceinline__ End end(const Arguments & a, int2 at_row, float maximum, float sum, bool once) const {
+        const uint32_t row = (uint32_t) (stream*a.n_q + at_row.x)*a.n_head + at_row.y;
         if (a.parts > 1) {
+            const uint32_t place = row*a.parts + part;
             if (once) {
-                a.meta[row*a.parts + part] = make_float2(maximum, sum);
+                a.meta[place] = make_float2(maximum, sum);
             }
-            by = 1.0f;
-            return a.partial + (row*a.parts + part)*d_v;
+            return { place, sum > 0.0f ? 1.0f/sum : 0.0f };
         }
         const float sink = a.sinks != nullptr ? 1.44269504f*a.sinks[at_row.y] : -INFINITY;
         const float most = fmaxf(fmaxf(maximum, sink), -1e30f);
         const float own  = exp2_of(maximum - most);
         const float full = sum*own + exp2_of(sink - most);
-        by = full > 0.0f ? own/full : 0.0f;
-        return a.dst + row*d_v;
+        return { row, full > 0.0f ? own/full : 0.0f };
+    }
+
+    // Calls `write` with where row `place` begins.
+    template <class F> static __device__ __forceinline__ void write(const Arguments & a, uint32_t place, int d_v, F && write) {
+        if (a.parts > 1) {
+            write(a.partial + (uint64_t) place*d_v);
+        } else {
+            write(a.dst + (uint64_t) place*d_v);
+        }
     }
 };
 
@@ -148,6 +164,53 @@ template <int OWN_M, int OWN_N> static __device__ __forceinline__ float largest(
         x = fmaxf(x, fmaxf(s[m][n][2*h], s[m][n][2*h + 1]));
     }
     return x;
+}
+
+// The teams' parts of O into one, and out. `stats_s`: reference maximum and sum of each row, [SETS][ROWS], as the caller wrote them; `write()` puts O of all
+// teams into `o_s`, weighed by `joined_s`: the maximum of all sets, and what the row is multiplied by. Positions in `row_s` become places. Every thread calls it.
+template <class T, class F>
+static __device__ __forceinline__ void join_teams(const Arguments & a, const Block & block, int2 * row_s, const float2 * stats_s, float2 * joined_s, const float * o_s,
+                                                  F && write) {
+    constexpr int ROWS = T::HEADS*T::M, COLUMNS = T::D_V/4;
+    __syncthreads();
+#pragma unroll 1
+    for (int r = threadIdx.x; r < ROWS; r += T::THREADS) {
+        float top = -INFINITY, all = 0.0f;
+#pragma unroll
+        for (int i = 0; i < T::SETS; ++i) {
+            top = fmaxf(top, stats_s[i*ROWS + r].x);
+        }
+#pragma unroll
+        for (int i = 0; i < T::SETS; ++i) {
+            const float2 own = stats_s[i*ROWS + r];
+            all += own.x == -INFINITY ? 0.0f : own.y*exp2_of(own.x - top);
+        }
+        const int2       at  = row_s[r];
+        const Block::End end = block.end(a, at, top, all, at.y >= 0);
+        row_s[r].x  = (int) end.place;
+        joined_s[r] = make_float2(top, end.by);
+    }
+    __syncthreads();
+    write();
+    __syncthreads();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < ROWS*COLUMNS; i += T::THREADS) {
+        const int  r = i/COLUMNS, c = i % COLUMNS;
+        const int2 at = row_s[r];
+        if (at.y >= 0) {
+            const float by = joined_s[r].y;
+            float4      x{};
+#pragma unroll
+            for (int j = 0; j < T::TEAMS; ++j) {
+                const float4 y = *(const float4 *) (o_s + (j*ROWS + r)*T::O_STRIDE + 4*c);
+                x.x += y.x;
+                x.y += y.y;
+                x.z += y.z;
+                x.w += y.w;
+            }
+            Block::write(a, (uint32_t) at.x, T::D_V, [&](auto * to) { store(to + 4*c, x.x*by, x.y*by, x.z*by, x.w*by); });
+        }
+    }
 }
 
 // Over the four lanes that have a row of a fragment.

@@ -45,21 +45,26 @@ constexpr int STAGES = 2;
 
 // M rows of Q, N KV rows a tile. Without teams all warps work on a tile: they divide the columns of V, and each takes `rows` KV rows for the scores. With
 // teams, of warps/teams each, a team works on a tile of its own, which has `heads` neighbouring KV heads. `blocks`: what registers are kept for on a
-// multiprocessor.
+// multiprocessor. Where M is no multiple of 16 the products are transposed (transposed.cuh).
 struct Instance {
     int d_k, d_v, m, n, warps, rows, teams, heads, type_k, type_v, blocks;
 };
 
-// Bytes before Q where there are teams: their maxima and sums, the rows of Q, the list of tiles.
-PYLLM_BOTH constexpr int head_bytes(int rows, int teams) {
-    return ((teams + 1)*rows*8 + 12*rows + 3*MAX_TILES + 127)/128*128;
+// Bytes before Q where there are teams: maxima and sums of each set of rows, the rows of Q, the list of tiles.
+PYLLM_BOTH constexpr int head_bytes(int rows, int sets) {
+    return ((sets + 1)*rows*8 + 12*rows + 3*MAX_TILES + 127)/128*128;
 }
 
 // Bytes of dynamic shared memory: Q, two tiles of P, the rings, maxima and sums, the list of tiles. Teams have no P there, and in the end their O in place
-// of Q and rings.
+// of Q and rings. Transposed products have where they begin, [rows/8][d_k/32] of 64 bytes, and a tile of P where several warps share a head.
 PYLLM_BOTH constexpr int shared_bytes(const Instance & one, int type_k, int type_v) {
     const int rows = one.heads*one.m, queries = rows*(2*one.d_k + 16);
     const int ring = STAGES*one.n*(tile_stride(type_k, one.heads*one.d_k) + tile_stride(type_v, one.heads*one.d_v));
+    if (one.m % 16 != 0) {
+        const int of_head = one.warps/one.teams/one.heads, p = of_head > 1 ? one.teams*rows*(2*one.n + 16) : 0;
+        const int tiles = queries + p + one.teams*ring, joined = one.teams*rows*4*(one.d_v + 4);
+        return head_bytes(rows, one.teams*of_head) + rows*one.d_k/4 + (tiles > joined ? tiles : joined);
+    }
     if (one.teams > 0) {
         const int tiles = queries + one.teams*ring, joined = one.teams*rows*4*(one.d_v + 8);
         return head_bytes(rows, one.teams) + (tiles > joined ? tiles : joined);
@@ -98,9 +103,9 @@ inline int choose(int d_k, int d_v, int type_k, int type_v, long rows, int smem,
     return best;
 }
 
-// Part `part` of the tiles begins here.
-PYLLM_BOTH constexpr int first_tile(int part, int tiles, int parts) {
-    return (int) ((long long) part*tiles/parts);
+// Where part `part` begins, of which each has `least` tiles and the first `more` one more: the last, whose mask is not plain, is not among the longest.
+PYLLM_BOTH constexpr int first_tile(int part, int least, int more) {
+    return part*least + (part < more ? part : more);
 }
 
 // Into how many parts `tiles` are split for each of `blocks` (row tiles x KV heads x streams), so that the busiest of the multiprocessors, which hold

@@ -32,6 +32,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     values.start(a.v, a.at_v, block.kv_head, block.stream, a.n_kv, a.type_v, a.width_v, a.boxes_v, ring_v, full_v);
 
     block.list_rows<T>(a, row_s, slope_s);
+#pragma unroll 1
     for (int r = threadIdx.x; r < T::M; r += T::THREADS) {
         high_s[r] = -INFINITY;
     }
@@ -39,7 +40,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     wait_for_predecessor();
     const int n_tiles = block.begin<T>(a, row_s, q_s, found, list, [&](int i) {  // the first tiles are seen nearly always
         copy_both(keys, values, i < block.count, block.first + i, i);
-    });
+    }, [] {});
     const auto tile_at = [&](int i) { return block.first + (list[i] & ~PLAIN); };
     copy_anew(keys, values, 0, 1, block.first, block.count, n_tiles, tile_at, [] { __syncthreads(); });
     int newest = 0;  // the last tile whose K is under way
@@ -129,6 +130,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
                 }
             }
             __syncthreads();
+#pragma unroll 1
             for (int r = threadIdx.x; r < T::M; r += T::THREADS) {
                 const float from = high_s[r];
                 float       to   = from;
@@ -218,10 +220,9 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
             for (int w = 0; w < T::KV_WARPS; ++w) {
                 all += top_s[w*T::M + r];
             }
-            float         by;
-            float * const to = block.end(a, row_s[r], high_s[r], all, T::D_V, warp == 0 && t == 0, by);
-            with_type<T::TYPE_V, T::D_V>(a.type_v, [&](auto type) {
-                write_row<decltype(type)::value>(o[m], h, by, to + warp*T::SLICE, t);
+            const Block::End end = block.end(a, row_s[r], high_s[r], all, warp == 0 && t == 0);
+            Block::write(a, end.place, T::D_V, [&](auto * to) {
+                with_type<T::TYPE_V, T::D_V>(a.type_v, [&](auto type) { write_row<decltype(type)::value>(o[m], h, end.by, to + warp*T::SLICE, t); });
             });
         }
     }

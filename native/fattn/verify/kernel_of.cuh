@@ -3,13 +3,16 @@
 
 #include "fattn/verify/kernel.cuh"
 #include "fattn/verify/teams.cuh"
+#include "fattn/verify/transposed.cuh"
 
 namespace pyllm::verify {
 
 typedef void (*kernel_t)(Arguments);
 
 template <int D_K, int D_V, int M, int N, int WARPS, int ROWS, int TEAMS, int HEADS, int TYPE_K, int TYPE_V, int BLOCKS> kernel_t kernel_for() {
-    if constexpr (TEAMS > 0) {
+    if constexpr (M % 16 != 0) {
+        return attend_transposed<Transposed<D_K, D_V, M, N, WARPS, TEAMS, HEADS, TYPE_K, TYPE_V>, BLOCKS>;
+    } else if constexpr (TEAMS > 0) {
         return attend_in_teams<Teams<D_K, D_V, M, N, WARPS, TEAMS, HEADS, TYPE_K, TYPE_V>, BLOCKS>;
     } else {
         return attend<Tile<D_K, D_V, M, N, WARPS, ROWS, TYPE_K, TYPE_V>, BLOCKS>;

@@ -157,17 +157,25 @@ template <int type> static __device__ __forceinline__ void load_v(const char * r
     decode<type>(low, high, head_of_v<type>(block0, block1, g), to);
 }
 
+// Two or four neighbours of a row of O, as f32 or as f16.
+static __device__ __forceinline__ void store(float * to, float x, float y) { *(float2 *) to = make_float2(x, y); }
+static __device__ __forceinline__ void store(half * to, float x, float y) { *(half2 *) to = __floats2half2_rn(x, y); }
+static __device__ __forceinline__ void store(float * to, float x, float y, float z, float w) { *(float4 *) to = make_float4(x, y, z, w); }
+static __device__ __forceinline__ void store(half * to, float x, float y, float z, float w) {
+    *(uint2 *) to = make_uint2(bits_of(__floats2half2_rn(x, y)), bits_of(__floats2half2_rn(z, w)));
+}
+
 // A row of O as the fragments have it, `h`: row g (0) or g + 8 (1), times `by`, to `to` on.
-template <int type, int FRAGMENTS> static __device__ __forceinline__ void write_row(const float (&o)[FRAGMENTS][4], int h, float by, float * to, int t) {
+template <int type, int FRAGMENTS, class E> static __device__ __forceinline__ void write_row(const float (&o)[FRAGMENTS][4], int h, float by, E * to, int t) {
     if constexpr (is_quantised(type)) {
 #pragma unroll
         for (int f = 0; f < FRAGMENTS; f += 2) {  // elements 4t to 4t + 3 of 16
-            *(float4 *) (to + 8*f + 4*t) = make_float4(o[f][2*h]*by, o[f + 1][2*h]*by, o[f][2*h + 1]*by, o[f + 1][2*h + 1]*by);
+            store(to + 8*f + 4*t, o[f][2*h]*by, o[f + 1][2*h]*by, o[f][2*h + 1]*by, o[f + 1][2*h + 1]*by);
         }
     } else {
 #pragma unroll
         for (int f = 0; f < FRAGMENTS; ++f) {
-            *(float2 *) (to + 8*f + 2*t) = make_float2(o[f][2*h]*by, o[f][2*h + 1]*by);
+            store(to + 8*f + 2*t, o[f][2*h]*by, o[f][2*h + 1]*by);
         }
     }
 }

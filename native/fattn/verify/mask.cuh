@@ -38,7 +38,8 @@ static __device__ __noinline__ int look(const char * mask, int64_t mask_row, boo
 // What `look` says of each of the part's tiles: the warps share them, and have vectors of several under way. `load` begins, `judge` ends a round of
 // `tiles()` tiles from `base` on.
 template <class T> struct Looks {
-    static constexpr int AHEAD = T::M > 16 || T::N >= 128 ? 8 : 4;  // pieces of a warp
+    // Pieces that a warp has under way: more rows of Q have more positions, and longer parts where there are few tiles of rows.
+    static constexpr int AHEAD = T::M >= 64 ? 16 : T::M > 16 || T::N >= 128 ? 8 : 4;
     static constexpr int COLUMNS = T::N % 64 == 0 ? 64 : T::N;  // that a piece has, of AT_ONCE positions: a vector for each lane
     static constexpr int VECTORS = COLUMNS/8, AT_ONCE = 32/VECTORS, ACROSS = T::N/COLUMNS;
     const char * mask;
@@ -50,7 +51,7 @@ template <class T> struct Looks {
     __device__ __forceinline__ Looks(const char * of, int64_t row_bytes, int rows, int n_positions, int first_tile, int n_tiles, bool aligned)
         : mask(of), row(row_bytes), n_kv(rows), positions(n_positions), first(first_tile), count(n_tiles) {
         const int pieces = (positions + AT_ONCE - 1)/AT_ONCE*ACROSS;
-        fold = mask == nullptr || !aligned || pieces > AHEAD ? AHEAD : pieces == 1 ? 0 : pieces == 2 ? 1 : pieces <= 4 ? 2 : 3;
+        fold = mask == nullptr || !aligned || pieces > AHEAD ? AHEAD : pieces == 1 ? 0 : pieces == 2 ? 1 : pieces <= 4 ? 2 : pieces <= 8 ? 3 : 4;
     }
 
     // Tiles of a warp in a round.
@@ -110,6 +111,7 @@ template <class T> struct Looks {
 static __device__ __forceinline__ int list_tiles(const uint8_t * found, int count, uint16_t * list) {
     const int lane = threadIdx.x % 32;
     int       have = 0;
+#pragma unroll 1
     for (int base = 0; base < count; base += 32) {
         const int      i     = base + lane;
         const int      marks = i < count ? found[i] : 0;

@@ -82,6 +82,30 @@ static __device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from));
 }
 
+// An 8x8 matrix of 16-bit values, of which lane l has elements 2*(l % 4) and the next of row l / 4: these of column l / 4.
+static __device__ __forceinline__ uint32_t transposed(uint32_t of) {
+    uint32_t to;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(to) : "r"(of));
+    return to;
+}
+
+// Barrier `name` of `threads` threads; and whether any of them says so.
+static __device__ __forceinline__ void meet_at(int name, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+
+static __device__ __forceinline__ bool any_at(int name, int threads, bool says) {
+    uint32_t any;
+    asm volatile(
+        "{\n"
+        ".reg .pred says, any;\n"
+        "setp.ne.u32 says, %3, 0;\n"
+        "bar.red.or.pred any, %1, %2, says;\n"
+        "selp.u32 %0, 1, 0, any;\n"
+        "}" : "=r"(any) : "r"(name), "r"(threads), "r"((uint32_t) says) : "memory");
+    return any != 0;
+}
+
 // d [16][8] += a [16][16] b [16][8], f32 += f16 f16. With g = lane / 4 and t = lane % 4, d holds rows g, g + 8 and columns 2t, 2t + 1; a rows g, g + 8 and
 // columns 2t, 2t + 1, 2t + 8, 2t + 9; b these as rows, and column g.
 static __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

@@ -38,7 +38,8 @@ template <class T> struct Queries {
         for (int u = 0; u < BATCH; ++u) {
             const int r = row_of(first + u), c = column_of(first + u);
             if (WHOLE || r < ROWS) {
-                const float4 y = make_float4(x[u].x*a.scale, x[u].y*a.scale, x[u].z*a.scale, x[u].w*a.scale);
+                const float  by = a.scale*(c % 32 < 16 ? T::Q_FIRST : T::Q_LAST);
+                const float4 y = make_float4(x[u].x*by, x[u].y*by, x[u].z*by, x[u].w*by);
                 half * const to = (half *) (q_s + r*T::Q_STRIDE);
                 if (permuted) {
                     *(half2 *) (to + k_column(true, c))     = __floats2half2_rn(y.x, y.z);

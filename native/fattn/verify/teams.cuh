@@ -35,7 +35,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
         if constexpr (T::MATES == 1) {
             __syncwarp();
         } else {
-            asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(32*T::MATES) : "memory");
+            meet_at(1 + team, 32*T::MATES);
         }
     };
 
@@ -49,7 +49,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     wait_for_predecessor();
     const int n_tiles = block.begin<T>(a, row_s, q_s, found, list, [&](int i) {  // the first tiles are seen nearly always
         copy_both(keys, values, team + i*T::TEAMS < block.count, block.first + team + i*T::TEAMS, i);
-    });
+    }, [] {});
     const auto tile_at = [&](int i) { return block.first + (list[i] & ~PLAIN); };
     copy_anew(keys, values, team, T::TEAMS, block.first, block.count, n_tiles, tile_at, meet);
 
@@ -176,53 +176,19 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
             }
         }
     }
-    __syncthreads();
-    for (int r = threadIdx.x; r < ROWS; r += T::THREADS) {
-        float top = -INFINITY, all = 0.0f;
+    join_teams<T>(a, block, row_s, stats_s, joined_s, o_s, [&]() {
 #pragma unroll
-        for (int i = 0; i < T::TEAMS; ++i) {
-            top = fmaxf(top, stats_s[i*ROWS + r].x);
-        }
+        for (int m = 0; m < T::OWN_M; ++m) {
 #pragma unroll
-        for (int i = 0; i < T::TEAMS; ++i) {
-            const float2 own = stats_s[i*ROWS + r];
-            all += own.x == -INFINITY ? 0.0f : own.y*exp2_of(own.x - top);
-        }
-        joined_s[r] = make_float2(top, all);
-    }
-    __syncthreads();
-#pragma unroll
-    for (int m = 0; m < T::OWN_M; ++m) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const int   r = m0 + 16*m + g + 8*h;
-            const float f = high[m][h] == -INFINITY ? 0.0f : exp2_of(high[m][h] - joined_s[r].x);
-            if (row_s[r].y >= 0) {
-                with_type<T::TYPE_V, T::D_V>(a.type_v, [&](auto type) { write_row<decltype(type)::value>(o[m], h, f, o_s + (team*ROWS + r)*T::O_STRIDE, t); });
+            for (int h = 0; h < 2; ++h) {
+                const int   r = m0 + 16*m + g + 8*h;
+                const float f = high[m][h] == -INFINITY ? 0.0f : exp2_of(high[m][h] - joined_s[r].x);
+                if (row_s[r].y >= 0) {
+                    with_type<T::TYPE_V, T::D_V>(a.type_v, [&](auto type) { write_row<decltype(type)::value>(o[m], h, f, o_s + (team*ROWS + r)*T::O_STRIDE, t); });
+                }
             }
         }
-    }
-    __syncthreads();
-    constexpr int COLUMNS = T::D_V/4;
-    for (int i = threadIdx.x; i < ROWS*COLUMNS; i += T::THREADS) {
-        const int  r = i/COLUMNS, c = i % COLUMNS;
-        const int2 at = row_s[r];
-        if (at.y < 0) {
-            continue;
-        }
-        float4 x{};
-#pragma unroll
-        for (int j = 0; j < T::TEAMS; ++j) {
-            const float4 y = *(const float4 *) (o_s + (j*ROWS + r)*T::O_STRIDE + 4*c);
-            x.x += y.x;
-            x.y += y.y;
-            x.z += y.z;
-            x.w += y.w;
-        }
-        float         by;
-        float * const to = block.end(a, at, joined_s[r].x, joined_s[r].y, T::D_V, c == 0, by);
-        ((float4 *) to)[c] = make_float4(x.x*by, x.y*by, x.z*by, x.w*by);
-    }
+    });
 #endif
 }
 

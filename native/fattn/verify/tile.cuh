@@ -6,7 +6,7 @@
 //   Tile   together: all divide a tile of N KV rows twice, for S = Q K^T by KV rows, for O += P V by columns of V; so each quant is decoded by one warp, or
 //          of K by those that divide the rows of Q. P goes through shared memory as f16. One barrier for each tile: P and V are visible, K of the next
 //          tile is, and the slots of K and of the V before are free.
-//   Teams  each team has tiles of its own, and each of its warps whole rows of P, in registers.
+//   Teams  each team has tiles of its own, and each of its warps whole rows of P, in registers. `Transposed` is the same for few rows of Q over quants.
 //
 // The softmax is taken against a reference maximum. It moves only when a score exceeds it by 2^RAISE; then O and the sums are scaled.
 #pragma once
@@ -25,12 +25,13 @@ struct Arguments {
     const char *  mask;   // f16 [n_kv, n_q, 1, mask_streams], or nullptr
     const float * sinks;  // [n_head], or nullptr
     float *       dst;    // [d_v, n_head, n_q, streams]
-    float *       partial;  // [rows of dst, parts, d_v]
+    half *        partial;  // [rows of dst, parts, d_v]
     float2 *      meta;     // [rows of dst, parts]: reference maximum in powers of two, sum
     Strides       at_q, at_k, at_v;
     int64_t       mask_row, mask_stream;
     int           n_q, n_kv, n_head, n_head_kv, gqa, mask_streams;
-    int           row_tiles, parts, tiles;
+    int           row_tiles, parts;
+    int           least, more;  // tiles of a part, and how many parts have one more
     int           type_k, type_v;
     int           width_k, width_v;  // of copies: 16, 8, 4, or 2 for ordinary loads
     Boxes         boxes_k, boxes_v;
@@ -60,9 +61,10 @@ template <int D_K_, int D_V_, int M_, int N_, int WARPS_, int ROWS_, int TYPE_K_
     // Long rows of K with few fragments: two sums instead of one, or each product waits for the one before.
     static constexpr bool TWO_SUMS = D_K >= 256 && OWN_M*OWN_N <= 2;
     static_assert(M % 16 == 0 && N % 16 == 0 && N % ROWS == 0 && ROWS % 8 == 0 && WARPS % KV_WARPS == 0 && M_TILES % M_WARPS == 0, "whole fragments");
-    static_assert(D_V % WARPS == 0 && SLICE % 16 == 0 && D_K % 16 == 0, "whole fragments");
+    static_assert(D_V % WARPS == 0 && SLICE % (is_quantised(TYPE_V) ? 32 : 16) == 0 && D_K % 16 == 0, "whole fragments");
     static_assert(ROWS >= 16 || D_K % 32 == 0, "eight rows are loaded with 32 columns");
     static constexpr int HEADS = 1;
+    static constexpr float Q_FIRST = 1.0f, Q_LAST = 1.0f;  // factors of Q, see raw.cuh
     static constexpr int Q_STRIDE = 2*D_K + 16;  // bytes; odd multiples of 16
     static constexpr int P_STRIDE = 2*N + 16;
 };
@@ -80,6 +82,8 @@ template <int D_K_, int D_V_, int M_, int N_, int WARPS_, int TEAMS_, int HEADS_
     static constexpr int  SLICE = D_V, FRAGMENTS = D_V/8;
     static constexpr bool TWO_SUMS = false;
     static constexpr int  Q_STRIDE = 2*D_K + 16;
+    static constexpr float Q_FIRST = 1.0f, Q_LAST = 1.0f;
+    static constexpr int  SETS = TEAMS;          // of maxima and sums
     static constexpr int  O_STRIDE = D_V + 8;  // floats; what joins the teams
     static_assert(MATES % HEADS == 0 && M % (16*OF_HEAD) == 0 && WARPS % TEAMS == 0 && N % 16 == 0 && D_K % 16 == 0 && D_V % 16 == 0, "whole fragments");
     static_assert(MATES == 1 || TEAMS < 16, "a barrier for each team");

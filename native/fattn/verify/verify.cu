@@ -43,12 +43,13 @@ static kernel_t kernel_at(const Instance & one, int place) {
     return nullptr;
 }
 
-typedef void (*join_t)(const float *, const float2 *, const float *, float *, int, int);
+typedef void (*join_t)(const half *, const float2 *, const float *, float *, int, int);
 
-static join_t join_of(int64_t d_v) {
-#define VERIFY_HEAD(D_K, D_V)    \
-    if (d_v == D_V) {            \
-        return join<D_V>;        \
+static join_t join_of(int64_t d_v, int parts) {
+#define VERIFY_HEAD(D_K, D_V)                                                                                       \
+    if (d_v == D_V) {                                                                                               \
+        constexpr int few = join_columns(D_V, 1), many = join_columns(D_V, INT_MAX);                                \
+        return join_columns(D_V, parts) == few ? join<D_V, few> : join<D_V, many>;                                  \
     }
 #include "fattn/verify/heads.inc"
 #undef VERIFY_HEAD
@@ -206,22 +207,25 @@ void pyllm_fattn_verify(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
         a.boxes_v = boxes_of(dst->src[2], a.type_v, one.n, one.heads);
     }
     a.row_tiles = (int) ((rows + one.m - 1)/one.m);
-    const long  blocks = (long) a.row_tiles*a.n_head_kv/one.heads*streams;
-    a.tiles = (a.n_kv + one.n - 1)/one.n;
-    a.parts = few_parts == nullptr ? split(a.tiles, blocks, device.nsm, resident) : std::clamp(atoi(few_parts), (a.tiles + MAX_TILES - 1)/MAX_TILES, a.tiles);
+    const long  blocks = (long) a.row_tiles*a.n_head_kv/one.heads;
+    const int   tiles  = (a.n_kv + one.n - 1)/one.n;
+    a.parts = few_parts == nullptr ? split(tiles, blocks*streams, device.nsm, resident) : std::clamp(atoi(few_parts), (tiles + MAX_TILES - 1)/MAX_TILES, tiles);
+    a.least = tiles/a.parts;
+    a.more  = tiles % a.parts;
 
     const int64_t                n_rows = ggml_nrows(dst);
-    ggml_cuda_pool_alloc<float>  partial(ctx.pool());
+    ggml_cuda_pool_alloc<half>   partial(ctx.pool());
     ggml_cuda_pool_alloc<float2> meta(ctx.pool());
     if (a.parts > 1) {
         a.partial = partial.alloc(n_rows*a.parts*d_v);
         a.meta    = meta.alloc(n_rows*a.parts);
     }
-    ggml_cuda_kernel_launch(kernel, ggml_cuda_kernel_launch_params(dim3(blocks, a.parts), dim3(32*one.warps), shared, ctx.stream()), a);
+    ggml_cuda_kernel_launch(kernel, ggml_cuda_kernel_launch_params(dim3(blocks, a.parts, streams), dim3(32*one.warps), shared, ctx.stream()), a);
     CUDA_CHECK(cudaGetLastError());
     if (a.parts > 1) {
-        ggml_cuda_kernel_launch(join_of(d_v), ggml_cuda_kernel_launch_params(dim3(n_rows, d_v/join_columns((int) d_v)), dim3(JOIN_THREADS), a.parts*sizeof(float2), ctx.stream()),
-                                (const float *) a.partial, (const float2 *) a.meta, a.sinks, a.dst, a.n_head, a.parts);
+        const dim3 joined(n_rows, d_v/join_columns((int) d_v, a.parts));
+        ggml_cuda_kernel_launch(join_of(d_v, a.parts), ggml_cuda_kernel_launch_params(joined, dim3(JOIN_THREADS), a.parts*sizeof(float2), ctx.stream()),
+                                (const half *) a.partial, (const float2 *) a.meta, a.sinks, a.dst, a.n_head, a.parts);
         CUDA_CHECK(cudaGetLastError());
     }
 }
