@@ -108,10 +108,13 @@ _TUNED: dict[tuple[Heads, str, int], _Tuned] = {
     ((512, 512), "q4_0", 48): _Tuned(_Shape(64, 16, 16), 1),
     ((512, 512), "q4_0", 64): _Tuned(_Shape(64, 16, 16), 1),
 }
-#: Teams that read two neighbouring KV heads at once: their rows of 72 or 136 bytes alone are parts of the lines that memory is read in. 16 rows of Q.
-_PAIRED: dict[tuple[Heads, str], _Tuned] = {
-    ((128, 128), "q8_0"): _Tuned(_Shape(32, 8, 0, teams=4, heads=2), 1),
-    ((128, 128), "q4_0"): _Tuned(_Shape(64, 8, 0, teams=4, heads=2), 1),
+#: A second one beside these, where there is room for it and KV heads lie as it needs: longer tiles, whose warps share V's columns; and teams that read two
+#: neighbouring KV heads at once, whose rows of 72 bytes alone are parts of the lines that memory is read in.
+_BESIDE: dict[tuple[Heads, str, int], _Tuned] = {
+    ((128, 128), "q8_0", 16): _Tuned(_Shape(256, 8, 32), 1),
+    ((128, 128), "q8_0", 48): _Tuned(_Shape(256, 8, 32), 1),
+    ((128, 128), "q4_0", 16): _Tuned(_Shape(64, 8, 0, teams=4, heads=2), 1),
+    ((128, 128), "q4_0", 32): _Tuned(_Shape(256, 8, 32), 1),
 }
 HEADS = tuple(_SHAPES)
 
@@ -174,8 +177,8 @@ def _instances() -> tuple[Instance, ...]:
             for kind in kinds:
                 shape, blocks = _TUNED.get((head, kind, m), _Tuned(large, _blocks(d_v, large, m)))
                 found.append(Instance(d_k, d_v, m, *shape, kind, kind, blocks))
-                if m == 16 and (head, kind) in _PAIRED:
-                    shape, blocks = _PAIRED[head, kind]
+                if (head, kind, m) in _BESIDE:
+                    shape, blocks = _BESIDE[head, kind, m]
                     found.append(Instance(d_k, d_v, m, *shape, kind, kind, blocks))
             if everywhere:
                 found += [Instance(d_k, d_v, m, *shape, "any", "any", _blocks(d_v, shape, m)) for shape in dict.fromkeys((large, small))]

@@ -49,6 +49,8 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     const bool scores = warp < T::KV_WARPS*T::M_WARPS;
     const int  m0     = warp/T::KV_WARPS*T::OWN_M*16;
     const int  n0     = warp % T::KV_WARPS*T::ROWS;
+    // And of O: the `slice`th columns of V, KV rows of the tile from v0 on.
+    const int  slice  = warp % T::SLICES, v0 = warp/T::SLICES*(T::N/T::V_SHARES);
     const uint32_t q_at = shared_address(q_s) + (m0 + lane % 16)*T::Q_STRIDE + lane/16*16;
     float high[T::OWN_M][2], sum[T::OWN_M][2];
 #pragma unroll
@@ -186,8 +188,9 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
         }
         values.wait(stage);
         with_type<T::TYPE_V, T::D_V>(a.type_v, [&](auto type) {
-            const uint32_t p_at = shared_address(p_tile) + lane % 16*T::P_STRIDE + lane/16*16;
-            weigh<T, decltype(type)::value>(o, [&](uint32_t (&to)[4], int m, int step) { load_matrices(to, p_at + m*16*T::P_STRIDE + step*32); }, v_tile, warp);
+            constexpr int  own  = decltype(type)::value;
+            const uint32_t p_at = shared_address(p_tile) + lane % 16*T::P_STRIDE + lane/16*16 + 2*v0;
+            weigh<T, own>(o, [&](uint32_t (&to)[4], int m, int step) { load_matrices(to, p_at + m*16*T::P_STRIDE + step*32); }, v_tile + v0*tile_stride(own, T::D_V), slice);
         });
         stage = stage + 1 == STAGES ? 0 : stage + 1;
     }
@@ -206,7 +209,33 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
             }
         }
     }
+    // The shares of O into one, where Q, P and the rings were.
+    float4 * const shares_s = (float4 *) shared + slice*T::M_TILES*T::FRAGMENTS*32 + lane;
+    constexpr int  SHARE = T::WARPS/T::V_SHARES*T::M_TILES*T::FRAGMENTS*32;
+    static_assert(T::V_SHARES == 1 || (T::V_SHARES - 1)*SHARE*16 <= T::M*(T::Q_STRIDE + 2*T::P_STRIDE) + STAGES*T::N*(tile_stride(T::TYPE_K, T::D_K) + tile_stride(T::TYPE_V, T::D_V)), "they have room there");
+    if (T::V_SHARES > 1 && warp >= T::SLICES) {
+#pragma unroll
+        for (int i = 0; i < T::M_TILES*T::FRAGMENTS; ++i) {
+            const float * x = o[i/T::FRAGMENTS][i % T::FRAGMENTS];
+            shares_s[(warp/T::SLICES - 1)*SHARE + i*32] = make_float4(x[0], x[1], x[2], x[3]);
+        }
+    }
     __syncthreads();
+    if (T::V_SHARES > 1 && warp >= T::SLICES) {
+        return;
+    }
+#pragma unroll
+    for (int share = 1; share < T::V_SHARES; ++share) {
+#pragma unroll
+        for (int i = 0; i < T::M_TILES*T::FRAGMENTS; ++i) {
+            const float4 y = shares_s[(share - 1)*SHARE + i*32];
+            float *      x = o[i/T::FRAGMENTS][i % T::FRAGMENTS];
+            x[0] += y.x;
+            x[1] += y.y;
+            x[2] += y.z;
+            x[3] += y.w;
+        }
+    }
 #pragma unroll
     for (int m = 0; m < T::M_TILES; ++m) {
 #pragma unroll
@@ -222,7 +251,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
             }
             const Block::End end = block.end(a, row_s[r], high_s[r], all, warp == 0 && t == 0);
             Block::write(a, end.place, T::D_V, [&](auto * to) {
-                with_type<T::TYPE_V, T::D_V>(a.type_v, [&](auto type) { write_row<decltype(type)::value>(o[m], h, end.by, to + warp*T::SLICE, t); });
+                with_type<T::TYPE_V, T::D_V>(a.type_v, [&](auto type) { write_row<decltype(type)::value>(o[m], h, end.by, to + slice*T::SLICE, t); });
             });
         }
     }

@@ -55,13 +55,16 @@ template <int D_K_, int D_V_, int M_, int N_, int WARPS_, int ROWS_, int TYPE_K_
     static constexpr int M_WARPS = M_TILES % M_SHARE == 0 ? M_SHARE : 1;
     static constexpr int OWN_M = M_TILES/M_WARPS;  // of S
     static constexpr int OWN_N = ROWS/8;
-    static constexpr int SLICE = D_V/WARPS;        // columns of V
+    // Columns of V: a block of quants at least. Where these are fewer than the warps, several have the same and divide the tile's KV rows.
+    static constexpr int SLICE = is_quantised(TYPE_V) && TYPE_V != ANY && D_V/WARPS < 32 ? 32 : D_V/WARPS;
+    static constexpr int SLICES = D_V/SLICE, V_SHARES = WARPS/SLICES;
     static constexpr int FRAGMENTS = SLICE/8;
     static constexpr int OWN_O = M_TILES;          // of O
     // Long rows of K with few fragments: two sums instead of one, or each product waits for the one before.
     static constexpr bool TWO_SUMS = D_K >= 256 && OWN_M*OWN_N <= 2;
     static_assert(M % 16 == 0 && N % 16 == 0 && N % ROWS == 0 && ROWS % 8 == 0 && WARPS % KV_WARPS == 0 && M_TILES % M_WARPS == 0, "whole fragments");
-    static_assert(D_V % WARPS == 0 && SLICE % (is_quantised(TYPE_V) ? 32 : 16) == 0 && D_K % 16 == 0, "whole fragments");
+    static_assert(D_V % SLICE == 0 && WARPS % SLICES == 0 && N % (16*V_SHARES) == 0 && D_K % 16 == 0, "whole fragments");
+    static_assert(SLICE % (is_quantised(TYPE_V) && D_V % 32 == 0 ? 32 : 16) == 0, "whole blocks");
     static_assert(ROWS >= 16 || D_K % 32 == 0, "eight rows are loaded with 32 columns");
     static constexpr int HEADS = 1;
     static constexpr float Q_FIRST = 1.0f, Q_LAST = 1.0f;  // factors of Q, see raw.cuh
@@ -79,7 +82,7 @@ template <int D_K_, int D_V_, int M_, int N_, int WARPS_, int TEAMS_, int HEADS_
     // Q stays in registers where these last for it beside O. Beside what decodes quants they do not.
     static constexpr bool HELD = !is_quantised(TYPE_K) && TYPE_K != ANY && OWN_M*(D_K/4 + D_V/2) <= 96;
     static constexpr int  OWN_N = N/8;
-    static constexpr int  SLICE = D_V, FRAGMENTS = D_V/8;
+    static constexpr int  SLICE = D_V, FRAGMENTS = D_V/8, V_SHARES = 1;
     static constexpr bool TWO_SUMS = false;
     static constexpr int  Q_STRIDE = 2*D_K + 16;
     static constexpr float Q_FIRST = 1.0f, Q_LAST = 1.0f;
@@ -177,15 +180,15 @@ template <class T, int TYPE, class Q> static __device__ __forceinline__ void sco
     }
 }
 
-// O += P V for N rows of V from `v` on and the columns of this warp, the `slice`th share of them. `p(fragment, m, step)` gives rows 16m.. and columns
-// 16 step.. of P.
+// O += P V for this warp's rows of V from `v` on and its columns, the `slice`th share of them. `p(fragment, m, step)` gives rows 16m.. and columns 16 step..
+// of P.
 template <class T, int TYPE, class P>
 static __device__ __forceinline__ void weigh(float (&o)[T::OWN_O][T::FRAGMENTS][4], P && p, const char * v, int slice) {
     constexpr int stride = tile_stride(TYPE, T::D_V*T::HEADS);
     const int     lane   = threadIdx.x % 32;
     const int     g = lane/4, t = lane % 4;
 #pragma unroll
-    for (int step = 0; step < T::N/16; ++step) {
+    for (int step = 0; step < T::N/16/T::V_SHARES; ++step) {
         uint32_t a[T::OWN_O][4];
 #pragma unroll
         for (int m = 0; m < T::OWN_O; ++m) {
