@@ -112,9 +112,9 @@ int faults() {
             }
         }
     }
-    // A cache that several sequences share: rows that belong to another are not read into the result, whatever they hold. Tiles have up to 128 rows.
+    // A cache that several sequences share: rows that belong to another are not read into the result, whatever they hold. Tiles have up to 256 rows.
     for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q5_1 }) {
-        const int  begin = 4096, end = 4224;
+        const int  begin = 4096, end = 4352;
         Case       c = plain(128, 4, 3, 8192);
         c.type_k = c.type_v = type;
         Bench      bench(c);

@@ -77,7 +77,7 @@ def test_a_record_has_each_instance_for_each_device(tmp_path):
         for one in INSTANCES:
             way = (one.teams, one.heads) if one.teams else (one.rows,)
             numbers = (*one[:5], *way, TYPES.index(one.type_k), TYPES.index(one.type_v))
-            name = "15attend_in_teamsINS0_5Teams" if one.teams else "6attendINS0_4Tile"
+            name = "17attend_transposedINS0_10Transposed" if one.m % 16 else "15attend_in_teamsINS0_5Teams" if one.teams else "6attendINS0_4Tile"
             kernels_of.append(head.format(name, "".join(f"Li{number}E" for number in numbers), one.blocks, arch) + rest)
         (tmp_path / f"sm_{arch}-all.txt").write_text("".join(kernels_of))
     made = record(tmp_path, "abc", "13.0", [80, 86])

@@ -195,10 +195,10 @@ template <class K, class V> static __device__ __forceinline__ void copy_both(con
 }
 
 // The first STAGES tiles were copied before the list of those that are seen was made: tiles `place`, `place` + `step` ... of `count`. Where the list has
-// others in their place, these are copied instead. `tile_at(i)` is tile i of the list, from `first` on when all are seen.
+// others in their place, these are copied instead. `tile_at(i)` is tile i of the list, from `first` on when all are seen. Returns how often it came to `meet`.
 template <class K, class V, class F, class G>
-static __device__ __forceinline__ void copy_anew(K & keys, V & values, int place, int step, int first, int count, int n_tiles, F && tile_at, G && meet) {
-    bool anew = false;
+static __device__ __forceinline__ int copy_anew(K & keys, V & values, int place, int step, int first, int count, int n_tiles, F && tile_at, G && meet) {
+    int anew = 0;
 #pragma unroll 1
     for (int i = 0; i < STAGES; ++i, place += step) {
         const bool wanted = place < n_tiles;
@@ -208,12 +208,13 @@ static __device__ __forceinline__ void copy_anew(K & keys, V & values, int place
             values.wait(i);
             meet();
             copy_both(keys, values, wanted, wanted ? tile_at(place) : 0, i);
-            anew = true;
+            ++anew;
         }
     }
-    if (anew) {
+    if (anew > 0) {
         wait_copies<0>();
     }
+    return anew;
 }
 
 }  // namespace pyllm::verify

@@ -51,7 +51,10 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
         copy_both(keys, values, team + i*T::TEAMS < block.count, block.first + team + i*T::TEAMS, i);
     }, [] {});
     const auto tile_at = [&](int i) { return block.first + (list[i] & ~PLAIN); };
-    copy_anew(keys, values, team, T::TEAMS, block.first, block.count, n_tiles, tile_at, meet);
+    // Teams come to their barriers equally often, here and after the loop: what looks for races counts on that.
+    for (int i = copy_anew(keys, values, team, T::TEAMS, block.first, block.count, n_tiles, tile_at, meet); i < STAGES; ++i) {
+        meet();
+    }
 
     const uint32_t q_at = shared_address(q_s) + (m0 + lane % 16)*T::Q_STRIDE + lane/16*16;
     uint32_t       held[T::HELD ? T::OWN_M : 1][T::HELD ? T::D_K/16 : 1][4];
@@ -158,7 +161,6 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
         stage = stage + 1 == STAGES ? 0 : stage + 1;
     }
 
-    // A team without a tile in the last round comes to its barrier all the same: what looks for races counts on that.
     if (T::MATES > 1 && n_tiles % T::TEAMS != 0 && team >= n_tiles % T::TEAMS) {
         if (!keys.bulk() || !values.bulk()) {
             meet();

@@ -160,6 +160,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
 #if __CUDA_ARCH__ >= 800  // asynchronous copies; the route table sends nothing here on other devices
     extern __shared__ __align__(128) char shared[];
     __shared__ __align__(8) uint64_t full_k[T::TEAMS][STAGES], full_v[T::TEAMS][STAGES];
+    __shared__ int moves_s[T::TEAMS];
     using K = Raw<T::TYPE_K>;
     using V = Raw<T::TYPE_V>;
     const int lane = threadIdx.x % 32, warp = threadIdx.x/32;
@@ -211,7 +212,10 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
             }
         });
     const auto tile_at = [&](int i) { return block.first + (list[i] & ~PLAIN); };
-    copy_anew(keys, values, team, T::TEAMS, block.first, block.count, n_tiles, tile_at, meet);
+    // Teams come to their barriers equally often, here and after the loop: what looks for races counts on that.
+    for (int i = copy_anew(keys, values, team, T::TEAMS, block.first, block.count, n_tiles, tile_at, meet); i < STAGES; ++i) {
+        meet();
+    }
 
     float high[T::Q_TILES][2], sum[T::Q_TILES][2];
 #pragma unroll
@@ -224,7 +228,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     const int n0 = mate*T::KV_TILES*16;
     const int k_at = keys.shift() + head*row_bytes(T::TYPE_K, T::D_K) + (n0 + g)*tile_stride(T::TYPE_K, T::D_K*T::HEADS);
     const int v_at = values.shift() + head*row_bytes(T::TYPE_V, T::D_V) + mate*T::V_BLOCKS*block_bytes(T::TYPE_V) + 2*t*tile_stride(T::TYPE_V, T::D_V*T::HEADS);
-    int       stage = 0;
+    int       stage = 0, moves = 0;  // of the reference maximum, where barriers belong to it
 #pragma unroll 1
     for (int i = team; i < n_tiles; i += T::TEAMS) {
         const uint16_t entry = list[i];
@@ -314,6 +318,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
                     break;
                 }
                 exceeds = false;
+                ++moves;
 #pragma unroll
                 for (int j = 0; j < T::Q_TILES; ++j) {
 #pragma unroll
@@ -384,16 +389,26 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
         stage = stage + 1 == STAGES ? 0 : stage + 1;
     }
 
-    // A team without a tile in the last round comes to its barriers all the same: what looks for races counts on that.
     if (n_tiles % T::TEAMS != 0 && team >= n_tiles % T::TEAMS) {
         for (int i = (!keys.bulk() || !values.bulk()) + (T::OF_HEAD > 1) + 1; i > 0; --i) {
             meet();
         }
     }
     dependents_may_start();
-    // With mates each has a part of the sums, but all have the same maxima: another set may be read still.
     if (T::OF_HEAD > 1) {
-        meet();
+        if (threadIdx.x % (32*T::MATES) == 0) {
+            moves_s[team] = moves;
+        }
+        __syncthreads();  // and the maxima of a tile, which lie where the sums come, are read
+        int most = 0;
+#pragma unroll
+        for (int i = 0; i < T::TEAMS; ++i) {
+            most = max(most, moves_s[i]);
+        }
+        for (; moves < most; ++moves) {
+            meet();
+            meet();
+        }
     }
 #pragma unroll
     for (int j = 0; j < T::Q_TILES; ++j) {
