@@ -17,7 +17,8 @@ from pyllm.routes.verify import HEADS, INSTANCES, TYPES, Instance, choose, takes
 SOURCES = ("native/upstream.lock", "native/fattn/verify")
 
 _KERNEL = re.compile(
-    r"Compiling entry function '\w*attend(?:_in_teams|_transposed)?INS0_\d+(?P<way>Tile|Teams|Transposed)I(?P<tile>(?:Li\d+E)+)EELi(?P<blocks>\d+)EEE\w+' for 'sm_(?P<arch>\d+)a?'.*?"
+    r"Compiling entry function '\w*attend(?:_in_teams|_transposed)?INS0_\d+(?P<way>Tile|Teams|Transposed)I"
+    r"(?P<tile>(?:Li\d+E)+)EELi(?P<blocks>\d+)EEE\w+' for 'sm_(?P<arch>\d+)a?'.*?"
     r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n"
     r"ptxas info *: Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
     re.DOTALL,
