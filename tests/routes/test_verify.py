@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pyllm.routes import verify
@@ -180,14 +181,53 @@ def test_fragments_are_whole():
             assert mates == 1 or one.teams < 16, "each team has a barrier of the sixteen"
             continue
         groups = one.n // one.rows
-        share = min(one.warps // groups, one.m // 16)
         assert one.m % 16 == one.n % 16 == one.rows % 8 == one.n % one.rows == one.warps % groups == 0
-        assert one.m // 16 % share == 0 or share > 1
         # Warps that have the same columns of V divide the tile's rows.
         width = max(one.d_v // one.warps, 32 if one.type_v in verify.QUANTISED else 0)
         assert one.d_v % width == one.warps % (one.d_v // width) == one.n % (16 * one.warps * width // one.d_v) == 0
         assert width % (32 if one.type_v in verify.QUANTISED or (one.type_v == "any" and one.d_v % 32 == 0) else 16) == 0
         assert one.rows >= 16 or one.d_k % 32 == 0
+
+
+def _raw_error(kind, lift, case, seed):
+    """Normalised squared error of raw.cuh's O = sum (P d) u - OFFSET sum P d for one peak above `rows` others, `gap` nats lower."""
+    deviation, gap, rows, mean, flat = case
+    random = np.random.default_rng(seed)
+    v = (random.normal(size=(rows, 32)) + mean) * deviation
+    if kind == "q8_0":
+        d, offset = (np.abs(v).max(1) / 127).astype(np.float16), 128
+        u = np.round(v / d[:, None].astype(np.float64)) + offset
+    else:
+        d, offset = (v[np.arange(rows), np.abs(v).argmax(1)] / -8).astype(np.float16), 8
+        u = np.clip(np.floor(v / d[:, None].astype(np.float64) + 8.5), 0, 15)
+    scores = np.full(rows, -gap) + (0 if flat else random.normal(size=rows) / 2)
+    scores[rows // 3] = 0
+    p32 = np.exp2(scores / np.log(2) + lift).astype(np.float32)
+    p = p32.astype(np.float16)
+    less = offset * np.float32((p.astype(np.float32) * d.astype(np.float32)).sum())
+    o = ((p * d).astype(np.float32) @ u.astype(np.float32) - less) / p32.sum()
+    weights = np.exp(scores)
+    exact = weights @ (d[:, None].astype(np.float64) * (u - offset)) / weights.sum()
+    return ((o - exact) ** 2).sum() / (exact**2).sum()
+
+
+def _raw_constant(name, kind):
+    """Of raw.cuh: the one of nibbles, or of bytes."""
+    text = re.search(rf"\b{name} = (?:NIBBLES \? (\S+?)f? : )?(\S+?)f?[,;]", (KERNELS / "raw.cuh").read_text())
+    return float(text[1] if kind == "q4_0" and text[1] else text[2])
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_raw_quants_lose_nothing_where_much_is_far_below_a_peak(kind):
+    lift = _raw_constant("LIFT", kind)
+    for case in itertools.product((1, 0.1, 0.01), (7, 9, 11), (256, 4096), (0, 1), (False, True)):
+        assert max(_raw_error(kind, lift, case, seed) for seed in range(3)) < 1e-5, case
+
+
+@pytest.mark.parametrize(("kind", "most"), [("q8_0", 127), ("q4_0", 8)])
+def test_raw_quants_do_not_exceed_f16_where_v_does_not(kind, most):
+    highest = 2 ** (_raw_constant("LIFT", kind) + _raw_constant("RAISE", kind))
+    assert highest * 65504 / most < 65504
 
 
 def test_each_head_is_compiled():

@@ -185,10 +185,14 @@ static __device__ __forceinline__ void join_teams(const Arguments & a, const Blo
             const float2 own = stats_s[i*ROWS + r];
             all += own.x == -INFINITY ? 0.0f : own.y*exp2_of(own.x - top);
         }
-        const int2       at  = row_s[r];
-        const Block::End end = block.end(a, at, top, all, at.y >= 0);
-        row_s[r].x  = (int) end.place;
-        joined_s[r] = make_float2(top, end.by);
+        const int2 at = row_s[r];
+        if (at.y >= 0) {
+            const Block::End end = block.end(a, at, top, all, true);
+            row_s[r].x  = (int) end.place;
+            joined_s[r] = make_float2(top, end.by);
+        } else {
+            joined_s[r] = make_float2(top, 0.0f);
+        }
     }
     __syncthreads();
     write();

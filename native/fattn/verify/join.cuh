@@ -10,6 +10,7 @@ namespace pyllm::verify {
 
 constexpr int JOIN_THREADS = 256;
 constexpr int JOIN_AHEAD   = 5;  // parts that a thread has under way
+constexpr int JOIN_PARTS   = 4096;  // whose maxima and sums it has in shared memory, 8 bytes each
 
 // Columns of the result that a block of `join` makes: fewer where there are more parts than its threads have under way otherwise.
 PYLLM_BOTH constexpr int join_columns(int d_v, int parts) {

@@ -22,8 +22,9 @@ template <int type> struct Raw {
     static constexpr float V_FIRST = 0x1p24f, V_LAST = NIBBLES ? 0x1p20f : 0x1p24f;
     // -OFFSET as a pair of quants, in the first and the last columns.
     static constexpr uint32_t LESS_FIRST = NIBBLES ? 0x80088008u : 0x80808080u, LESS_LAST = 0x80808080u;
-    // P d must not exceed f16 where no element of V does: P is below 2^(LIFT + RAISE) for that, and begins at 2^LIFT.
-    static constexpr float LIFT = NIBBLES ? -3.0f : 0.0f, RAISE = NIBBLES ? 6.0f : 7.0f;
+    // P begins at 2^LIFT and is kept below 2^(LIFT + RAISE). P d is f16: it must not exceed that where no element of V does, and small ones should not be
+    // subnormal, since their rounding would be multiplied by quants that are all positive; tests/routes/test_verify.py has the arithmetic.
+    static constexpr float LIFT = NIBBLES ? 1.0f : 5.0f, RAISE = 1.9f;
 
     // The eight quants of a lane as four pairs, as `decode` has them.
     static __device__ __forceinline__ void pairs(uint32_t word, uint32_t high, uint32_t (&to)[4]) {

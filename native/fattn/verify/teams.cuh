@@ -31,13 +31,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     char * const     ring_v  = ring_k + STAGES*slot_k;
     float * const    o_s     = (float *) q_s;                          // [TEAMS][ROWS][O_STRIDE], when all tiles are done
 
-    const auto meet = [&]() {
-        if constexpr (T::MATES == 1) {
-            __syncwarp();
-        } else {
-            meet_at(1 + team, 32*T::MATES);
-        }
-    };
+    const auto meet = [&]() { meet_at(1 + team, 32*T::MATES); };
 
     const Block block(a, T::M, T::HEADS);
     Ring<T::N, 32*T::MATES, T::TYPE_K, T::D_K*T::HEADS> keys;
@@ -161,7 +155,7 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
         stage = stage + 1 == STAGES ? 0 : stage + 1;
     }
 
-    if (T::MATES > 1 && n_tiles % T::TEAMS != 0 && team >= n_tiles % T::TEAMS) {
+    if (n_tiles % T::TEAMS != 0 && team >= n_tiles % T::TEAMS) {
         if (!keys.bulk() || !values.bulk()) {
             meet();
         }

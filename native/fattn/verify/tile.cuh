@@ -6,7 +6,7 @@
 //   Tile   together: all divide a tile of N KV rows twice, for S = Q K^T by KV rows, for O += P V by columns of V; so each quant is decoded by one warp, or
 //          of K by those that divide the rows of Q. P goes through shared memory as f16. One barrier for each tile: P and V are visible, K of the next
 //          tile is, and the slots of K and of the V before are free.
-//   Teams  each team has tiles of its own, and each of its warps whole rows of P, in registers. `Transposed` is the same for few rows of Q over quants.
+//   Teams  each team has tiles of its own, and each of its warps whole rows of P, in registers. `Transposed` (transposed.cuh) has teams too.
 //
 // The softmax is taken against a reference maximum. It moves only when a score exceeds it by 2^RAISE; then O and the sums are scaled.
 #pragma once
@@ -89,7 +89,7 @@ template <int D_K_, int D_V_, int M_, int N_, int WARPS_, int TEAMS_, int HEADS_
     static constexpr int  SETS = TEAMS;          // of maxima and sums
     static constexpr int  O_STRIDE = D_V + 8;  // floats; what joins the teams
     static_assert(MATES % HEADS == 0 && M % (16*OF_HEAD) == 0 && WARPS % TEAMS == 0 && N % 16 == 0 && D_K % 16 == 0 && D_V % 16 == 0, "whole fragments");
-    static_assert(MATES == 1 || TEAMS < 16, "a barrier for each team");
+    static_assert(TEAMS < 16, "a barrier for each team");
 };
 
 // S += Q K^T for this warp's rows of Q and 8 OWN_N rows of K from `k` on. `q(fragment, m, step)` gives rows 16m.. and columns 16 step.. of Q.

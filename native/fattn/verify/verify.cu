@@ -212,6 +212,10 @@ void pyllm_fattn_verify(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     a.parts = few_parts == nullptr ? split(tiles, blocks*streams, device.nsm, resident) : std::clamp(atoi(few_parts), (tiles + MAX_TILES - 1)/MAX_TILES, tiles);
     a.least = tiles/a.parts;
     a.more  = tiles % a.parts;
+    if (a.parts > JOIN_PARTS || streams > UINT16_MAX) {  // more than a launch takes
+        pyllm_fattn_no_room(0);
+        return;
+    }
 
     const int64_t                n_rows = ggml_nrows(dst);
     ggml_cuda_pool_alloc<half>   partial(ctx.pool());
