@@ -1,7 +1,8 @@
 // Attention on a GPU against a float64 reference, over keys drawn from a seed, and its speed beside upstream's dispatcher.
 //
 //   attention-check sweep SEED FIRST COUNT OUT.json every route that takes a key, poisoned outputs, all outputs looked at for NaN
-//   attention-check shapes OUT.json [ROUTE]        the same for the shapes of a list on stdin, with a mask of chunks
+//   attention-check shapes OUT.json [ROUTE]        the same for the shapes of a list on stdin, with a mask of chunks and sinks
+//   attention-check peaks OUT.json [ROUTE]         the same for these shapes with 32768 KV rows, one of them far above all others, and a small V
 //   attention-check faults                         nodes that cannot run: a status each time, never an abort
 //   attention-check speed OUT.json [ROUTE]         the shapes of a list on stdin: our dispatcher, or one of its routes, and upstream's in turn
 #include "common.cuh"
@@ -48,7 +49,7 @@ bool check_types(char * scratch) {
         const int64_t n      = 4096;
         const size_t  size   = ggml_row_size(type, n);
         double *      device = (double *) (scratch + (1 << 20));
-        fill<<<64, 256>>>(scratch, type, n/ggml_blck_size(type), 17);
+        fill<<<64, 256>>>(scratch, type, n/ggml_blck_size(type), 17, 1.0f);
         dequantise<<<64, 256>>>(scratch, type, n, device);
         std::vector<char>   raw(size);
         std::vector<double> got(n);
@@ -69,9 +70,9 @@ bool check_types(char * scratch) {
 
 std::string case_text(const Case & c) {
     char text[512];
-    snprintf(text, sizeof(text), "%d/%d gqa %d kv heads %d n_q %d n_kv %d streams %d %s/%s mask %d kind %d n_max %d empty %.1f alibi %d softcap %d sinks %d view %d layout %d scale %.0f", c.d_k,
+    snprintf(text, sizeof(text), "%d/%d gqa %d kv heads %d n_q %d n_kv %d streams %d %s/%s mask %d kind %d n_max %d empty %.1f alibi %d softcap %d sinks %d view %d layout %d scale %.0f v %.3f", c.d_k,
              c.d_v, c.gqa, c.n_head_kv, c.n_q, c.n_kv, c.streams, ggml_type_name(c.type_k), ggml_type_name(c.type_v), c.mask, c.mask_kind, c.n_max, c.empty, c.alibi, c.softcap, c.sinks, c.view,
-             c.layout, c.scale_factor);
+             c.layout, c.scale_factor, c.v_by);
     return text;
 }
 
@@ -98,7 +99,7 @@ bool read_case(const std::string & line, Case & c) {
         }
     }
     c.mask         = 1;
-    c.scale_factor = 1.0f;
+    c.scale_factor = c.v_by = 1.0f;
     c.view         = c.d_k == 576;
     return c.type_k != GGML_TYPE_COUNT && c.type_v != GGML_TYPE_COUNT;
 }
@@ -144,7 +145,7 @@ int sweep(uint64_t seed, int64_t first_key, int64_t count, const char * out_path
         fill_tensor(q, salt);
         fill_tensor(k, salt + 1);
         if (!c.view) {
-            fill_tensor(v, salt + 2);
+            fill_tensor(v, salt + 2, c.v_by);
         }
         if (mask) {
             fill_mask<<<1024, 256>>>((half *) mask->data, c.n_kv, c.n_q, ggml_nelements(mask), c.mask_kind, c.n_max, c.empty, salt + 3);
@@ -205,9 +206,9 @@ int sweep(uint64_t seed, int64_t first_key, int64_t count, const char * out_path
             CUDA_CHECK(cudaMemcpy(&n_nan, nan_dev, sizeof(n_nan), cudaMemcpyDeviceToHost));
             const double nmse  = host[1] > 0.0 ? host[0]/host[1] : host[0];
             // Our reference computes in f32; our verify kernel rounds Q, K, V and P to f16 and sums in f32. Upstream's kernels compute in f16: the limit of upstream's own test. Its tile kernel also sums in f16
-            // (fattn-tile.cuh, VKQ): over 32768 rows of like weight each addition rounds a sum far above its term. Its vector kernel rounds Q to
+            // (fattn-tile.cuh, VKQ): over 32768 rows of like weight each addition rounds a sum far above its term, over fewer below a peak. Its vector kernel rounds Q to
             // q8_1 before a quantised K, an error of the logits that grows with their scale.
-            const bool long_f16_sum = decision.route == PYLLM_ROUTE_TILE && c.n_kv > 8192;
+            const bool long_f16_sum = decision.route == PYLLM_ROUTE_TILE && c.n_kv > (c.mask_kind == 3 ? 4096 : 8192);
             const bool rounded_q    = decision.route == PYLLM_ROUTE_VEC && ggml_is_quantized(c.type_k);
             const double limit      = decision.route == PYLLM_ROUTE_REFERENCE ? 1e-8 : decision.route == PYLLM_ROUTE_VERIFY ? 1e-5*c.scale_factor : long_f16_sum ? 2e-3 : rounded_q ? 5e-4*c.scale_factor : 5e-4;
             tally.nan += n_nan > 0;
@@ -377,7 +378,8 @@ int main(int argc, char ** argv) {
     if (argc >= 6 && strcmp(argv[1], "sweep") == 0) {
         return sweep(strtoull(argv[2], nullptr, 10), atoll(argv[3]), atoll(argv[4]), argv[5], argc > 6 ? argv[6] : nullptr);
     }
-    if ((argc == 3 || argc == 4) && strcmp(argv[1], "shapes") == 0) {
+    const bool peaks = argc > 1 && strcmp(argv[1], "peaks") == 0;
+    if ((argc == 3 || argc == 4) && (peaks || strcmp(argv[1], "shapes") == 0)) {
         std::vector<Case> shapes;
         std::string       line;
         for (Case c; std::getline(std::cin, line);) {
@@ -385,7 +387,14 @@ int main(int argc, char ** argv) {
                 fprintf(stderr, "error: `%s` is no shape of at most %d KV rows\n", line.c_str(), max_scores);
                 return 2;
             }
-            c.mask_kind = 1;
+            if (peaks) {
+                c.n_kv      = max_scores;
+                c.mask_kind = 3;
+                c.v_by      = 1.0f/64;
+            } else {
+                c.mask_kind = 1;
+                c.sinks     = true;
+            }
             shapes.push_back(c);
         }
         if (shapes.empty()) {
@@ -400,6 +409,6 @@ int main(int argc, char ** argv) {
     if (argc == 2 && strcmp(argv[1], "faults") == 0) {
         return faults();
     }
-    fprintf(stderr, "error: %d arguments are not understood\n\nhint: attention-check sweep SEED FIRST COUNT OUT.json [ROUTE], or attention-check shapes|speed OUT.json [ROUTE] < SHAPES\n", argc - 1);
+    fprintf(stderr, "error: %d arguments are not understood\n\nhint: attention-check sweep SEED FIRST COUNT OUT.json [ROUTE], or attention-check shapes|peaks|speed OUT.json [ROUTE] < SHAPES\n", argc - 1);
     return 2;
 }

@@ -28,30 +28,32 @@ __device__ float normal(uint64_t x) {
     return sum*1.7320508f;
 }
 
-__global__ void fill(char * data, const int type, const int64_t n, const uint64_t seed) {
+// Values of a deviation near `by`.
+__global__ void fill(char * data, const int type, const int64_t n, const uint64_t seed, const float by) {
     for (int64_t i = blockIdx.x*(int64_t) blockDim.x + threadIdx.x; i < n; i += (int64_t) gridDim.x*blockDim.x) {
         const uint64_t x = seed*0x9E3779B97F4A7C15ull + i;
-        const half     d = __float2half(0.5f + mix(x)*0x1p-33f);  // 0.5 to 1
+        const float    d = by*(0.5f + mix(x)*0x1p-33f);  // half of `by` to `by`
         const auto bytes = [&](uint8_t * to, int count) {
             for (int b = 0; b < count; ++b) {
                 to[b] = mix(x*67 + b);
             }
         };
         switch (type) {
-            case GGML_TYPE_F32: ((float *) data)[i] = normal(x); break;
-            case GGML_TYPE_F16: ((half *) data)[i] = __float2half(normal(x)); break;
-            case GGML_TYPE_BF16: ((nv_bfloat16 *) data)[i] = __float2bfloat16(normal(x)); break;
-            case GGML_TYPE_Q8_0: { auto & b = ((block_q8_0 *) data)[i]; b.d = __float2half(__half2float(d)/64); bytes((uint8_t *) b.qs, 32); } break;
-            case GGML_TYPE_Q4_0: { auto & b = ((block_q4_0 *) data)[i]; b.d = __float2half(__half2float(d)/4); bytes(b.qs, 16); } break;
-            case GGML_TYPE_Q4_1: { auto & b = ((block_q4_1 *) data)[i]; b.dm = __floats2half2_rn(__half2float(d)/4, -1.5f); bytes(b.qs, 16); } break;
-            case GGML_TYPE_Q5_0: { auto & b = ((block_q5_0 *) data)[i]; b.d = __float2half(__half2float(d)/8); bytes(b.qs, 16); bytes(b.qh, 4); } break;
-            case GGML_TYPE_Q5_1: { auto & b = ((block_q5_1 *) data)[i]; b.dm = __floats2half2_rn(__half2float(d)/8, -1.5f); bytes(b.qs, 16); bytes(b.qh, 4); } break;
-            case GGML_TYPE_IQ4_NL: { auto & b = ((block_iq4_nl *) data)[i]; b.d = __float2half(__half2float(d)/64); bytes(b.qs, 16); } break;
+            case GGML_TYPE_F32: ((float *) data)[i] = by*normal(x); break;
+            case GGML_TYPE_F16: ((half *) data)[i] = __float2half(by*normal(x)); break;
+            case GGML_TYPE_BF16: ((nv_bfloat16 *) data)[i] = __float2bfloat16(by*normal(x)); break;
+            case GGML_TYPE_Q8_0: { auto & b = ((block_q8_0 *) data)[i]; b.d = __float2half(d/64); bytes((uint8_t *) b.qs, 32); } break;
+            case GGML_TYPE_Q4_0: { auto & b = ((block_q4_0 *) data)[i]; b.d = __float2half(d/4); bytes(b.qs, 16); } break;
+            case GGML_TYPE_Q4_1: { auto & b = ((block_q4_1 *) data)[i]; b.dm = __floats2half2_rn(d/4, -1.5f*by); bytes(b.qs, 16); } break;
+            case GGML_TYPE_Q5_0: { auto & b = ((block_q5_0 *) data)[i]; b.d = __float2half(d/8); bytes(b.qs, 16); bytes(b.qh, 4); } break;
+            case GGML_TYPE_Q5_1: { auto & b = ((block_q5_1 *) data)[i]; b.dm = __floats2half2_rn(d/8, -1.5f*by); bytes(b.qs, 16); bytes(b.qh, 4); } break;
+            case GGML_TYPE_IQ4_NL: { auto & b = ((block_iq4_nl *) data)[i]; b.d = __float2half(d/64); bytes(b.qs, 16); } break;
         }
     }
 }
 
-// kind 0: causal from the end; 1: random blocks and biases; 2: at most n_max columns per row. A share of rows sees nothing.
+// kind 0: causal from the end; 1: random blocks and biases; 2: at most n_max columns per row; 3: one column, and all others 9 below it. A share of rows
+// sees nothing.
 __global__ void fill_mask(half * mask, const int n_kv, const int rows, const int64_t n, const int kind, const int n_max, const float empty_share, const uint64_t seed) {
     for (int64_t i = blockIdx.x*(int64_t) blockDim.x + threadIdx.x; i < n; i += (int64_t) gridDim.x*blockDim.x) {
         const int64_t row = i / n_kv;
@@ -62,6 +64,8 @@ __global__ void fill_mask(half * mask, const int n_kv, const int rows, const int
             value = col <= n_kv - rows + pos ? 0.0f : -INFINITY;
         } else if (kind == 1) {
             value = mix(seed + row*7919 + col / 64) % 4 == 0 ? -INFINITY : -(float) (mix(seed ^ i) % 4);
+        } else if (kind == 3) {
+            value = col == (int) (mix(seed + row) % n_kv) ? 0.0f : -9.0f;
         } else {
             const int period = n_kv / n_max;
             value = period > 0 && col % period == (int) (mix(seed + row) % period) && col / period < n_max ? 0.0f : -INFINITY;

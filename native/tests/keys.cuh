@@ -20,12 +20,13 @@ struct Case {
     int d_k, d_v, gqa, n_head_kv, n_q, n_kv, streams;
     ggml_type type_k, type_v;
     int   mask;        // 0 none, 1 stream, 2 repeat, 3 head
-    int   mask_kind;
+    int   mask_kind;   // of fill_mask
     int   n_max;       // 0: not said
     float empty;       // share of rows that see nothing
     bool  alibi, softcap, sinks, view;
     int   layout;      // 0 cache of just these rows, 1 rows of a longer cache, 2 heads one after the other, 3 misaligned
     float scale_factor;
+    float v_by;        // deviation of V
 };
 
 template <typename T> T pick(std::mt19937_64 & random, std::initializer_list<T> list) {
@@ -68,6 +69,10 @@ Case draw(std::mt19937_64 & random) {
         c.n_max     = pick(random, { 16, 64, 256 });
     }
     c.scale_factor = pick(random, { 1.0f, 1.0f, 4.0f });
+    if (c.mask != 0 && c.mask_kind < 2 && random() % 6 == 0) {
+        c.mask_kind = 3;
+    }
+    c.v_by = c.view || random() % 4 != 0 ? 1.0f : 1.0f/64;
     return c;
 }
 
@@ -138,10 +143,10 @@ void allocate(const Graph & g, ggml_backend_buffer_t arena) {
     }
 }
 
-void fill_tensor(ggml_tensor * t, uint64_t seed) {
+void fill_tensor(ggml_tensor * t, uint64_t seed, float by = 1.0f) {
     t = storage(t);
     const int64_t n = ggml_nelements(t)/ggml_blck_size(t->type);
-    fill<<<1024, 256>>>((char *) t->data, t->type, n, seed);
+    fill<<<1024, 256>>>((char *) t->data, t->type, n, seed, by);
 }
 
 Tensor tensor_of(const ggml_tensor * t) {

@@ -63,6 +63,7 @@ ATTENTION_COMMANDS = (
     "attention-check sweep 1 0 3000 sweep1.json",
     "attention-check sweep 20261 0 3000 sweep20261.json",
     "attention-check sweep 2 0 40000 sweep2.json verify",
+    "PYLLM_TEST_PARTS=1 attention-check peaks peaks.json verify < instances.txt",
     "attention-check speed speed.json < native/tests/shapes.txt",
     "attention-check faults > faults.txt",
 )
@@ -179,7 +180,7 @@ def _machine(results: Path) -> dict[str, str]:
 def bench(results: Path, commit: str) -> dict[str, Any]:
     """The record of what ``ci/gpu bench sanitizer`` leaves in a folder.
 
-    That is ``bench-*.json``, ``instances.txt``, ``memcheck.txt``, ``racecheck.txt``, and ``log.txt``.
+    That is ``bench-*.json``, ``instances.txt``, ``memcheck.txt``, ``memcheck-whole.txt``, ``racecheck.txt``, and ``log.txt``.
     """
     found = {name: json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in BENCH_FILES}
     return {
@@ -192,7 +193,7 @@ def bench(results: Path, commit: str) -> dict[str, Any]:
             "rates": found[BENCH_FILES[0]]["rates"],
             **{name: [_timed(one) for one in run["results"]] for name, run in found.items()},
             "instances": (results / "instances.txt").read_text(encoding="utf-8").splitlines(),
-            **{tool: (results / f"{tool}.txt").read_text(encoding="utf-8").splitlines()[-1] for tool in ("memcheck", "racecheck")},
+            **{tool: (results / f"{tool}.txt").read_text(encoding="utf-8").splitlines()[-1] for tool in ("memcheck", "memcheck-whole", "racecheck")},
         },
     }
 
@@ -206,7 +207,7 @@ def _timed(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def attention(results: Path, commit: str) -> dict[str, Any]:
-    """The record of a folder with ``sweep*.json``, ``speed.json``, ``faults.txt`` and ``log.txt``, as ``ci/gpu`` leaves it."""
+    """The record of a folder with ``sweep*.json``, ``peaks.json``, ``speed.json``, ``faults.txt`` and ``log.txt``, as ``ci/gpu`` leaves it."""
     return {
         **_machine(results),
         "commit": commit,
@@ -215,6 +216,7 @@ def attention(results: Path, commit: str) -> dict[str, Any]:
         "sources_sha256": digest(ATTENTION_SOURCES),
         "results": {
             "sweeps": [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("sweep*.json"))],
+            "peaks": json.loads((results / "peaks.json").read_text(encoding="utf-8")),
             "speed": json.loads((results / "speed.json").read_text(encoding="utf-8")),
             "faults": [line for line in (results / "faults.txt").read_text(encoding="utf-8").splitlines() if line.startswith(("ok", "FAILED"))],
         },

@@ -34,6 +34,9 @@ def test_the_attention_record_found_nothing():
     for sweep in results["sweeps"]:
         for name, tally in sweep["routes"].items():
             assert tally["failed"] + tally["nan"] + tally["wrong"] == 0, (name, tally)
+    (peaks,) = results["peaks"]["routes"].values()
+    assert peaks["keys"] == len(shapes(DEVICES["sm_90"].smem))
+    assert peaks["failed"] + peaks["nan"] + peaks["wrong"] == 0
     for shape in results["speed"]:
         if shape["upstream_us"]:
             assert shape["ours_us"] <= 1.03 * max(shape["upstream_us"], shape["upstream_again_us"]), shape
@@ -66,6 +69,7 @@ def test_time_grows_linearly_with_the_cache():
 def test_memory_and_races_were_checked_with_every_instance_that_such_a_device_chooses():
     results = json.loads((RESULTS / "bench-attention-h200.json").read_text(encoding="utf-8"))["results"]
     assert results["memcheck"].endswith("ERROR SUMMARY: 0 errors")
+    assert results["memcheck-whole"].endswith("ERROR SUMMARY: 0 errors")
     assert results["racecheck"].endswith("RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)")
     assert results["instances"] == list(shapes(DEVICES["sm_90"].smem).values())
 

@@ -87,19 +87,17 @@ struct Block {
         return total;
     }
 
-    // Which row of the result, or of its parts, is that of `at_row`, and what O is multiplied by, with this reference maximum and sum; `once`: this thread alone
-    // notes these. Parts are divided by their sums, so that they lie within V's range: f16.
+    // Which row of the result, or of its parts, is that of `at_row`, and what O is multiplied by, with this reference maximum and sum, which it notes. Parts are
+    // divided by their sums, so that they lie within V's range: f16. One thread calls it for a row.
     struct End {
         uint32_t place;
         float    by;
     };
-    __device__ __forceinline__ End end(const Arguments & a, int2 at_row, float maximum, float sum, bool once) const {
+    __device__ __forceinline__ End end(const Arguments & a, int2 at_row, float maximum, float sum) const {
         const uint32_t row = (uint32_t) (stream*a.n_q + at_row.x)*a.n_head + at_row.y;
         if (a.parts > 1) {
             const uint32_t place = row*a.parts + part;
-            if (once) {
-                a.meta[place] = make_float2(maximum, sum);
-            }
+            a.meta[place] = make_float2(maximum, sum);
             return { place, sum > 0.0f ? 1.0f/sum : 0.0f };
         }
         const float sink = a.sinks != nullptr ? 1.44269504f*a.sinks[at_row.y] : -INFINITY;
@@ -166,12 +164,36 @@ template <int OWN_M, int OWN_N> static __device__ __forceinline__ float largest(
     return x;
 }
 
+// SHARES of O into one, and out: row r to the place in `row_s`, times `by[r*stride]`. Every thread calls it.
+template <class T, int SHARES>
+static __device__ __forceinline__ void add_up(const Arguments & a, const int2 * row_s, const float * by, int stride, const float * o_s) {
+    constexpr int ROWS = T::HEADS*T::M, COLUMNS = T::D_V/4;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < ROWS*COLUMNS; i += T::THREADS) {
+        const int  r = i/COLUMNS, c = i % COLUMNS;
+        const int2 at = row_s[r];
+        if (at.y >= 0) {
+            const float own = by[r*stride];
+            float4      x{};
+#pragma unroll
+            for (int j = 0; j < SHARES; ++j) {
+                const float4 y = *(const float4 *) (o_s + (j*ROWS + r)*T::O_STRIDE + 4*c);
+                x.x += y.x;
+                x.y += y.y;
+                x.z += y.z;
+                x.w += y.w;
+            }
+            Block::write(a, (uint32_t) at.x, T::D_V, [&](auto * to) { store(to + 4*c, x.x*own, x.y*own, x.z*own, x.w*own); });
+        }
+    }
+}
+
 // The teams' parts of O into one, and out. `stats_s`: reference maximum and sum of each row, [SETS][ROWS], as the caller wrote them; `write()` puts O of all
 // teams into `o_s`, weighed by `joined_s`: the maximum of all sets, and what the row is multiplied by. Positions in `row_s` become places. Every thread calls it.
 template <class T, class F>
 static __device__ __forceinline__ void join_teams(const Arguments & a, const Block & block, int2 * row_s, const float2 * stats_s, float2 * joined_s, const float * o_s,
                                                   F && write) {
-    constexpr int ROWS = T::HEADS*T::M, COLUMNS = T::D_V/4;
+    constexpr int ROWS = T::HEADS*T::M;
     __syncthreads();
 #pragma unroll 1
     for (int r = threadIdx.x; r < ROWS; r += T::THREADS) {
@@ -187,7 +209,7 @@ static __device__ __forceinline__ void join_teams(const Arguments & a, const Blo
         }
         const int2 at = row_s[r];
         if (at.y >= 0) {
-            const Block::End end = block.end(a, at, top, all, true);
+            const Block::End end = block.end(a, at, top, all);
             row_s[r].x  = (int) end.place;
             joined_s[r] = make_float2(top, end.by);
         } else {
@@ -197,24 +219,7 @@ static __device__ __forceinline__ void join_teams(const Arguments & a, const Blo
     __syncthreads();
     write();
     __syncthreads();
-#pragma unroll 1
-    for (int i = threadIdx.x; i < ROWS*COLUMNS; i += T::THREADS) {
-        const int  r = i/COLUMNS, c = i % COLUMNS;
-        const int2 at = row_s[r];
-        if (at.y >= 0) {
-            const float by = joined_s[r].y;
-            float4      x{};
-#pragma unroll
-            for (int j = 0; j < T::TEAMS; ++j) {
-                const float4 y = *(const float4 *) (o_s + (j*ROWS + r)*T::O_STRIDE + 4*c);
-                x.x += y.x;
-                x.y += y.y;
-                x.z += y.z;
-                x.w += y.w;
-            }
-            Block::write(a, (uint32_t) at.x, T::D_V, [&](auto * to) { store(to + 4*c, x.x*by, x.y*by, x.z*by, x.w*by); });
-        }
-    }
+    add_up<T, T::TEAMS>(a, row_s, &joined_s->y, 2, o_s);
 }
 
 // Over the four lanes that have a row of a fragment.

@@ -209,50 +209,51 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
             }
         }
     }
-    // The shares of O into one, where Q, P and the rings were.
-    float4 * const shares_s = (float4 *) shared + slice*T::M_TILES*T::FRAGMENTS*32 + lane;
-    constexpr int  SHARE = T::WARPS/T::V_SHARES*T::M_TILES*T::FRAGMENTS*32;
-    static_assert(T::V_SHARES == 1 || (T::V_SHARES - 1)*SHARE*16 <= T::M*(T::Q_STRIDE + 2*T::P_STRIDE) + STAGES*T::N*(tile_stride(T::TYPE_K, T::D_K) + tile_stride(T::TYPE_V, T::D_V)), "they have room there");
-    if (T::V_SHARES > 1 && warp >= T::SLICES) {
+    // Warps that have the same columns of V put their O where Q, P and the rings were.
+    float * const o_s = (float *) shared;  // [V_SHARES][M][O_STRIDE]
+    static_assert(T::V_SHARES == 1 || T::V_SHARES*T::M*T::O_STRIDE*4 <= T::M*(T::Q_STRIDE + 2*T::P_STRIDE) + STAGES*T::N*(tile_stride(T::TYPE_K, T::D_K) + tile_stride(T::TYPE_V, T::D_V)), "they have room there");
+    if constexpr (T::V_SHARES > 1) {
 #pragma unroll
-        for (int i = 0; i < T::M_TILES*T::FRAGMENTS; ++i) {
-            const float * x = o[i/T::FRAGMENTS][i % T::FRAGMENTS];
-            shares_s[(warp/T::SLICES - 1)*SHARE + i*32] = make_float4(x[0], x[1], x[2], x[3]);
+        for (int m = 0; m < T::M_TILES; ++m) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                write_row<T::TYPE_V>(o[m], h, 1.0f, o_s + (warp/T::SLICES*T::M + 16*m + g + 8*h)*T::O_STRIDE + slice*T::SLICE, t);
+            }
         }
     }
     __syncthreads();
-    if (T::V_SHARES > 1 && warp >= T::SLICES) {
-        return;
-    }
-#pragma unroll
-    for (int share = 1; share < T::V_SHARES; ++share) {
-#pragma unroll
-        for (int i = 0; i < T::M_TILES*T::FRAGMENTS; ++i) {
-            const float4 y = shares_s[(share - 1)*SHARE + i*32];
-            float *      x = o[i/T::FRAGMENTS][i % T::FRAGMENTS];
-            x[0] += y.x;
-            x[1] += y.y;
-            x[2] += y.z;
-            x[3] += y.w;
-        }
-    }
-#pragma unroll
-    for (int m = 0; m < T::M_TILES; ++m) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const int r = 16*m + g + 8*h;
-            if (r >= block.rows) {
-                continue;
-            }
+    // Once for each row: its position becomes its place, its factor what O is multiplied by.
+#pragma unroll 1
+    for (int r = threadIdx.x; r < T::M; r += T::THREADS) {
+        const int2 at = row_s[r];
+        if (at.y >= 0) {
             float all = 0.0f;
 #pragma unroll
             for (int w = 0; w < T::KV_WARPS; ++w) {
                 all += top_s[w*T::M + r];
             }
-            const Block::End end = block.end(a, row_s[r], high_s[r], all, warp == 0 && t == 0);
-            Block::write(a, end.place, T::D_V, [&](auto * to) {
-                with_type<T::TYPE_V, T::D_V>(a.type_v, [&](auto type) { write_row<decltype(type)::value>(o[m], h, end.by, to + slice*T::SLICE, t); });
-            });
+            const Block::End end = block.end(a, at, high_s[r], all);
+            row_s[r].x  = (int) end.place;
+            factor_s[r] = end.by;
+        }
+    }
+    __syncthreads();
+    if constexpr (T::V_SHARES > 1) {
+        add_up<T, T::V_SHARES>(a, row_s, factor_s, 1, o_s);
+    } else {
+#pragma unroll
+        for (int m = 0; m < T::M_TILES; ++m) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const int  r  = 16*m + g + 8*h;
+                const int2 at = row_s[r];
+                if (at.y >= 0) {
+                    const float by = factor_s[r];
+                    Block::write(a, (uint32_t) at.x, T::D_V, [&](auto * to) {
+                        with_type<T::TYPE_V, T::D_V>(a.type_v, [&](auto type) { write_row<decltype(type)::value>(o[m], h, by, to + slice*T::SLICE, t); });
+                    });
+                }
+            }
         }
     }
 #endif

@@ -70,6 +70,7 @@ template <int D_K_, int D_V_, int M_, int N_, int WARPS_, int ROWS_, int TYPE_K_
     static constexpr float Q_FIRST = 1.0f, Q_LAST = 1.0f;  // factors of Q, see raw.cuh
     static constexpr int Q_STRIDE = 2*D_K + 16;  // bytes; odd multiples of 16
     static constexpr int P_STRIDE = 2*N + 16;
+    static constexpr int O_STRIDE = D_V + 16;  // floats; what joins warps that have the same columns of V
 };
 
 // An instance whose block has several teams of warps, each with tiles and rings of its own. A tile has HEADS neighbouring KV heads, whose rows lie side by
