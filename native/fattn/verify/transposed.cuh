@@ -160,7 +160,6 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
 #if __CUDA_ARCH__ >= 800  // asynchronous copies; the route table sends nothing here on other devices
     extern __shared__ __align__(128) char shared[];
     __shared__ __align__(8) uint64_t full_k[T::TEAMS][STAGES], full_v[T::TEAMS][STAGES];
-    __shared__ int moves_s[T::TEAMS];
     using K = Raw<T::TYPE_K>;
     using V = Raw<T::TYPE_V>;
     const int lane = threadIdx.x % 32, warp = threadIdx.x/32;
@@ -396,18 +395,13 @@ template <class T, int MIN_BLOCKS> __launch_bounds__(T::THREADS, MIN_BLOCKS) __g
     }
     dependents_may_start();
     if (T::OF_HEAD > 1) {
-        if (threadIdx.x % (32*T::MATES) == 0) {
-            moves_s[team] = moves;
-        }
-        __syncthreads();  // and the maxima of a tile, which lie where the sums come, are read
-        int most = 0;
-#pragma unroll
-        for (int i = 0; i < T::TEAMS; ++i) {
-            most = max(most, moves_s[i]);
-        }
-        for (; moves < most; ++moves) {
-            meet();
-            meet();
+        // Until all teams have moved as often, told by barriers alone. The first also waits until the maxima of a tile are read, which lie where the sums come.
+#pragma unroll 1
+        for (int i = 0; __syncthreads_or(moves > i); ++i) {
+            if (moves <= i) {
+                meet();
+                meet();
+            }
         }
     }
 #pragma unroll
