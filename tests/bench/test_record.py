@@ -43,12 +43,13 @@ def test_the_attention_record_found_nothing():
 
 
 def test_the_bench_record_is_right_and_nothing_slower_replaces_upstream():
+    """Where both sides are the same kernel of upstream, nothing is replaced, and times differ by noise."""
     results = json.loads((RESULTS / "bench-attention-h200.json").read_text(encoding="utf-8"))["results"]
     for name in record.BENCH_FILES:
         for shape in results[name]:
             assert not any(timing["wrong"] for timing in shape["timings"]), shape["shape"]
-            us = {timing["side"]: timing["us"] for timing in shape["timings"]}
-            assert us["ours"] <= 1.03 * us["upstream"], shape["shape"]
+            ours, upstream = ({timing["side"]: timing for timing in shape["timings"]}[side] for side in ("ours", "upstream"))
+            assert ours["kernel"] == upstream["kernel"] or ours["us"] <= 1.03 * upstream["us"], shape["shape"]
 
 
 def test_each_instance_compiles_for_each_kind_of_device_that_may_run_it():
