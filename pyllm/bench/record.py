@@ -40,7 +40,7 @@ ATTENTION_SOURCES = (
 
 
 def digest(sources: Iterable[str], root: Path = ROOT) -> str:
-    """SHA-256 over the names and bytes of ``sources`` below ``root``.
+    """SHA-256 over the names and bytes of ``sources`` below ``root``; texts in folders decide nothing.
 
     Raises:
         ConfigError: one of them is not there.
@@ -52,7 +52,7 @@ def digest(sources: Iterable[str], root: Path = ROOT) -> str:
         if not path.exists():
             raise ConfigError(f"`{name}` of a record's sources is not there", "measure again, with the present sources")
         for file in files:
-            if file.is_file() and "__pycache__" not in file.parts:
+            if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".md":
                 total.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
     return total.hexdigest()
 

@@ -175,6 +175,7 @@ def test_a_change_shows(tmp_path, monkeypatch):
     assert record.digest(["native"], tmp_path) == before
     (tmp_path / "native/__pycache__").mkdir()
     (tmp_path / "native/__pycache__/a.pyc").write_text("made by running")
+    (tmp_path / "native/README.md").write_text("what a.cu does")
     assert record.digest(["native"], tmp_path) == before
     with pytest.raises(ConfigError, match="is not there"):
         record.digest(["native/b.cu"], tmp_path)
