@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pyllm.engine.request import Request
     from pyllm.slots import Slot, SlotPool
 
-#: Fewer tokens than these are computed again rather than kept when their slot is taken, and rather than waited for.
+#: Fewer tokens than these are computed again rather than kept when their slot is taken, copied from elsewhere, or waited for.
 MIN_KEPT = 32
 
 
@@ -129,14 +129,14 @@ class Admission:
         )
 
     def _settle(self, prompt: list[int], slot: Slot) -> None:
-        """Let ``slot`` hold the longest prefix of ``prompt`` that can be had: its own, another slot's, or a stored one."""
+        """Let ``slot`` hold the longest prefix of ``prompt`` that can be had: another slot's or a stored one, if it is worth a copy, else its own."""
         # One token at least is decoded: its logits start the generation.
         limit = len(prompt) - 1
 
         def reach(source: Source) -> Reach:
             return self.memory.reach(source, min(common_prefix(source.tokens, prompt), limit))
 
-        best = reach(self.memory.source(slot))
+        own = best = reach(self.memory.source(slot))
         giver: Slot | Checkpoint = slot
         for other in self.pool.slots:
             if other is not slot and other.tokens:
@@ -147,6 +147,8 @@ class Admission:
             found = reach(Source(entry.tokens, entry.first, entry.marks, entry.exact))
             if found.kept > best.kept:
                 best, giver = found, entry
+        if best.kept - own.kept < MIN_KEPT:
+            best, giver = own, slot
         self.demote(slot, best.kept if giver is slot else 0)
         if isinstance(giver, Checkpoint):
             self.store.touch(giver)
