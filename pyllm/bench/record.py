@@ -39,20 +39,21 @@ ATTENTION_SOURCES = (
 )
 
 
-def digest(sources: Iterable[str], root: Path = ROOT) -> str:
-    """SHA-256 over the names and bytes of ``sources`` below ``root``; texts in folders decide nothing.
+def digest(sources: Iterable[str], root: Path = ROOT, without: Iterable[str] = ()) -> str:
+    """SHA-256 over the names and bytes of ``sources`` below ``root``, leaving out the files ``without``; texts in folders decide nothing.
 
     Raises:
         ConfigError: one of them is not there.
     """
     total = hashlib.sha256()
+    left_out = {root / name for name in without}
     for name in sources:
         path = root / name
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         if not path.exists():
             raise ConfigError(f"`{name}` of a record's sources is not there", "measure again, with the present sources")
         for file in files:
-            if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".md":
+            if file.is_file() and file not in left_out and "__pycache__" not in file.parts and file.suffix != ".md":
                 total.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
     return total.hexdigest()
 
@@ -223,13 +224,17 @@ def attention(results: Path, commit: str) -> dict[str, Any]:
     }
 
 
-def stale(path: Path) -> str:
-    """Why a record does not belong to the present sources; empty when it does."""
+def stale(path: Path, root: Path = ROOT) -> str:
+    """Why a record does not belong to the present sources; empty when it does.
+
+    A record may say under ``changed`` which files are no longer those that it measured, and what became of them: its digest is made without these. It is
+    for a change that cannot change the figures, until they are measured again.
+    """
     record = json.loads(path.read_text(encoding="utf-8"))
     missing = [name for name in ("device", "driver", "cuda", "commit", "commands", "sources", "sources_sha256", "results") if name not in record]
     if missing:
         return f"it does not say its {missing[0]}"
-    if digest(record["sources"]) != record["sources_sha256"]:
+    if digest(record["sources"], root, record.get("changed", ())) != record["sources_sha256"]:
         return f"its sources have changed since commit {record['commit']}: measure again with {record['commands'][0]}"
     return ""
 

@@ -181,6 +181,29 @@ def test_a_change_shows(tmp_path, monkeypatch):
         record.digest(["native/b.cu"], tmp_path)
 
 
+def test_a_change_that_a_record_names_is_the_only_one_it_allows(tmp_path):
+    (tmp_path / "native").mkdir()
+    for name in ("a.cu", "b.cu"):
+        (tmp_path / "native" / name).write_text("one")
+    path = tmp_path / "record.json"
+    said = {"device": "d", "driver": "1", "cuda": "13", "commit": "c", "commands": ["ci/gpu"], "sources": ["native"], "results": {}}
+    said["sources_sha256"] = record.digest(["native"], tmp_path, without=["native/a.cu"])
+    path.write_text(json.dumps(said))
+    assert "have changed since commit c" in record.stale(path, tmp_path)
+    path.write_text(json.dumps(said | {"changed": {"native/a.cu": "says two"}}))
+    (tmp_path / "native/a.cu").write_text("two")
+    assert record.stale(path, tmp_path) == ""
+    (tmp_path / "native/b.cu").write_text("two")
+    assert "have changed since commit c" in record.stale(path, tmp_path)
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_the_readme_says_what_a_record_has_not_measured(path):
+    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    for name in json.loads(path.read_text(encoding="utf-8")).get("changed", ()):
+        assert f"({name})" in readme
+
+
 def test_a_record_says_where_it_comes_from(tmp_path):
     path = tmp_path / "record.json"
     path.write_text(json.dumps({"device": "d", "sources_sha256": ""}))
