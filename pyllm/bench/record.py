@@ -227,8 +227,8 @@ def attention(results: Path, commit: str) -> dict[str, Any]:
 def stale(path: Path, root: Path = ROOT) -> str:
     """Why a record does not belong to the present sources; empty when it does.
 
-    A record may say under ``changed`` which files are no longer those that it measured, and what became of them: its digest is made without these. It is
-    for a change that cannot change the figures, until they are measured again.
+    A record may say under ``changed`` which files are no longer those that it measured, and what became of them, until it is measured again: its digest is
+    made without these and holds for all others. README says so beside the figures.
     """
     record = json.loads(path.read_text(encoding="utf-8"))
     missing = [name for name in ("device", "driver", "cuda", "commit", "commands", "sources", "sources_sha256", "results") if name not in record]
